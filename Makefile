@@ -1,0 +1,59 @@
+SHELL := bash
+.DELETE_ON_ERROR:
+.PHONY: environment workbook test lint notebooks help
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+CONSTRAINTS ?= constraints.txt
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+BIN := .venv/bin
+STAMP := .venv/.installed
+VOLATILE := metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution metadata.language_info
+
+environment: $(STAMP)
+	@echo "The environment in .venv is ready. Next: make workbook, make test; make help lists the rest."
+
+help:
+	@echo "make             the environment in .venv; every other target makes it when it is missing or out of date"
+	@echo "make workbook    execute every notebook into runs/workbook/, with HTML"
+	@echo "make test        unit tests, doctests, and the committed notebooks compared with a fresh run"
+	@echo "make lint        ruff over code and notebooks"
+	@echo "make notebooks   execute the notebooks in place, outputs and counts kept, for committing"
+	@echo
+	@echo "PYTHON=python3.12        the interpreter .venv is made from (3.11 or newer; now: $(PYTHON))"
+	@echo "PIP_FLAGS='...'          more flags for pip install; on Linux without a GPU, torch without its CUDA packages:"
+	@echo "                         make PIP_FLAGS='--extra-index-url $(CPU_WHEELS)'"
+	@echo "CONSTRAINTS=/dev/null    the newest versions pyproject.toml allows, instead of the pins in constraints.txt"
+	@echo "PYTEST_ADDOPTS='...'     more flags for pytest, such as -x or --junitxml=report.xml"
+
+# pip says one line per package it fetches and nothing about those already there.
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
+QUIETER = sed -E '/^(Requirement already|Collecting|Looking in|  Using cached|  Preparing|  Getting|  Installing build|  Checking)|\.metadata/d; s/^(Installing collected packages: .{60}).*/\1.../'
+
+$(STAMP): pyproject.toml constraints.txt
+	@rm -f $@
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  $(PYTHON) -c 'import sys; sys.exit("massact needs Python 3.11 or newer, but $(PYTHON) is %s; name another: make PYTHON=python3.12" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)' && \
+	  $(PYTHON) -m venv .venv; fi
+	@command -v nvidia-smi >/dev/null || [ "$(PIP_FLAGS)" ] || [ "$$(uname)" != Linux ] || \
+	  echo "No GPU found: PIP_FLAGS='--extra-index-url $(CPU_WHEELS)' would leave out torch's CUDA packages (make help)."
+	@echo "Installing into .venv; the first time takes minutes."
+	@set -o pipefail; $(PIP) --upgrade pip | $(QUIETER)
+	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[test]' | $(QUIETER)
+	@touch $@
+
+workbook: $(STAMP)
+	$(BIN)/python -m massact_utils.sweep notebooks/*.ipynb --out runs/workbook
+
+# One thread in each of the two workers and their kernels: more would fight over the cores.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --nbval --nbval-current-env
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: $(STAMP)
+	@set -e; for nb in notebooks/*.ipynb; do \
+	  $(BIN)/python -m nbconvert --to notebook --execute --inplace "$$nb"; \
+	  $(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "$(VOLATILE)" "$$nb"; done
