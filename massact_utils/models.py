@@ -1,0 +1,222 @@
+"""Models: loading a pipeline by name, and generating with it so that a row's noise depends on its seed alone."""
+
+import inspect
+import re
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+TOY = Path(__file__).resolve().parents[1] / "data" / "toy" / "klein"
+
+# name -> Hub id (or folder) and what the pipeline is called with, as its model card advises
+KNOWN = {
+    "toy": (
+        TOY,
+        dict(
+            num_inference_steps=16,
+            guidance_scale=3.0,
+            height=96,
+            width=96,
+            max_sequence_length=24,
+            text_encoder_out_layers=(1, 2, 3),
+        ),
+    ),
+    "flux.1-dev": (
+        "black-forest-labs/FLUX.1-dev",
+        dict(num_inference_steps=28, guidance_scale=3.5, height=1024, width=1024),
+    ),
+    "flux.1-schnell": (
+        "black-forest-labs/FLUX.1-schnell",
+        dict(num_inference_steps=4, guidance_scale=0.0, height=1024, width=1024, max_sequence_length=256),
+    ),
+    "flux.2-klein-4b": (
+        "black-forest-labs/FLUX.2-klein-4B",
+        dict(num_inference_steps=4, guidance_scale=1.0, height=1024, width=1024),
+    ),
+    "flux.2-klein-9b": (
+        "black-forest-labs/FLUX.2-klein-9B",
+        dict(num_inference_steps=4, guidance_scale=1.0, height=1024, width=1024),
+    ),
+    "qwen-image": (
+        "Qwen/Qwen-Image",
+        dict(num_inference_steps=50, true_cfg_scale=4.0, negative_prompt=" ", height=1328, width=1328),
+    ),
+    "sana-1.5-1.6b": (
+        "Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers",
+        dict(num_inference_steps=20, guidance_scale=4.5, height=1024, width=1024),
+    ),
+    "sana-1.5-4.8b": (
+        "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers",
+        dict(num_inference_steps=20, guidance_scale=4.5, height=1024, width=1024),
+    ),
+    "sd3.5-medium": (
+        "stabilityai/stable-diffusion-3.5-medium",
+        dict(num_inference_steps=40, guidance_scale=4.5, height=1024, width=1024),
+    ),
+    "sd3.5-large": (
+        "stabilityai/stable-diffusion-3.5-large",
+        dict(num_inference_steps=28, guidance_scale=3.5, height=1024, width=1024),
+    ),
+    "pixart-sigma": (
+        "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+        dict(num_inference_steps=20, guidance_scale=4.5, height=1024, width=1024),
+    ),
+    "z-image-turbo": (
+        "Tongyi-MAI/Z-Image-Turbo",
+        dict(num_inference_steps=9, guidance_scale=0.0, height=1024, width=1024),
+    ),
+}
+OFFLOAD = ("model", "sequential", "group")
+
+
+def load(name="toy", *, revision=None, device=None, dtype=None, offload=None):
+    """A diffusers pipeline, unpatched, by a known name, a Hub id or a local folder; weights from safetensors only.
+
+    `device` is cuda where there is one, else cpu; `dtype` (a torch.dtype or its name) bfloat16 on cuda, float32 on
+    cpu. `offload` keeps weights on the host and brings them in as needed: "model", "sequential" or "group" (needs an
+    accelerator). Raises ValueError for an unknown name, dtype or offload, FileNotFoundError for a folder that is not
+    a pipeline with safetensors, and RuntimeError, with the reason, for a model the Hub does not hand over.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
+    given, dtype = dtype, getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype {given!r} is unknown; allowed: 'bfloat16', 'float32', 'float16' or a torch.dtype")
+    if offload is not None and offload not in OFFLOAD:
+        raise ValueError(f"offload {offload!r} is unknown; allowed: {', '.join(OFFLOAD)}, or None")
+    where = _resolve(str(name))
+    with _quiet(isinstance(where, Path)):
+        options = dict(revision=revision, torch_dtype=dtype, use_safetensors=True)
+        pipe = DiffusionPipeline.from_pretrained(str(where), **options)
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    elif offload == "group":
+        pipe.enable_group_offload(
+            onload_device=torch.device(device), offload_type="leaf_level", use_stream=torch.cuda.is_available()
+        )
+    else:
+        pipe.to(device)
+    return pipe
+
+
+def _resolve(name: str) -> Path | str:
+    """A checked local folder (Path) or a Hub id (str)."""
+    where = KNOWN.get(name, (name,))[0]
+    folder = Path(where).expanduser()
+    if name == "toy" and not folder.exists():
+        raise FileNotFoundError(f"the embedded model is not there ({folder}); make it with: python data/toy/train.py")
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise FileNotFoundError(f"{name!r} is a folder without model_index.json, so not a diffusers pipeline")
+        if not any(folder.glob("*/*.safetensors")):
+            raise FileNotFoundError(
+                f"{name!r} holds no *.safetensors; save it again with save_pretrained(..., safe_serialization=True)"
+            )
+        return folder
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(where)):
+        raise ValueError(
+            f"model {name!r} is no known name, no folder and no Hub id (owner/name); known: {', '.join(KNOWN)}"
+        )
+    return str(where)
+
+
+@contextmanager
+def _quiet(local: bool):
+    """No progress bars while a local folder loads; downloads keep theirs."""
+    loggers = [log for log in (diffusers_logging, transformers_logging) if local and log.is_progress_bar_enabled()]
+    for log in loggers:
+        log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch_dtype.* is deprecated")  # old diffusers know no `dtype`
+            yield
+    finally:
+        for log in loggers:
+            log.enable_progress_bar()
+
+
+def defaults(pipe) -> dict:
+    """The call defaults of a known model, found by the id or folder a pipeline was loaded from; {} for any other."""
+    origin = str(getattr(pipe, "name_or_path", None) or pipe.config.get("_name_or_path") or "")
+    return next((dict(call) for where, call in KNOWN.values() if origin == str(where)), {})
+
+
+def generate(pipe, prompts, *, seeds=0, **call) -> list:
+    """Images of one prompt or many: list[PIL.Image]; row i's noise is drawn on the CPU from seeds[i] alone.
+
+    `call` goes to the pipeline over the known model's defaults (steps, guidance, size). Raises ValueError, before
+    anything is generated, for an empty list, an empty prompt, a prompt the tokenizer would cut, seeds of another
+    length; TypeError for call arguments the pipeline does not take and for prompts that are not text.
+    """
+    prompts = [prompts] if isinstance(prompts, (str, int)) else list(prompts)
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    target = next((name for name in ("prompt", "class_labels") if name in accepted), None)
+    unknown = sorted(set(call) - set(accepted) | set(call) & {target, "generator", "num_images_per_prompt"})
+    if unknown:
+        taken = sorted(set(accepted) - {"self", target, "generator", "num_images_per_prompt"})
+        raise TypeError(
+            f"{type(pipe).__name__} cannot be called with {', '.join(unknown)} here; allowed: {', '.join(taken)}; "
+            "the noise is chosen by seeds, and several images of a prompt by repeating it"
+        )
+    if not prompts:
+        raise ValueError("no prompts to generate from; give one or a list of them")
+    wrong = [p for p in prompts if not isinstance(p, str if target == "prompt" else int)]
+    if wrong:
+        raise TypeError(f"prompt {wrong[0]!r} is not {'text' if target == 'prompt' else 'a class label (int)'}")
+    seeds = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one seed, or one for each")
+    call = {name: value for name, value in defaults(pipe).items() if name in accepted} | call
+    if target == "prompt":
+        _check_lengths(
+            pipe,
+            prompts,
+            call.get("max_sequence_length", getattr(accepted.get("max_sequence_length"), "default", None)),
+        )
+    for name in ("negative_prompt", "negative_prompt_2", "negative_prompt_3"):
+        if isinstance(call.get(name), str):
+            call[name] = [call[name]] * len(prompts)
+    generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
+    silent = not hasattr(pipe, "_progress_bar_config")
+    if silent:
+        pipe.set_progress_bar_config(disable=True)
+    try:
+        return list(pipe(**{target: prompts}, generator=generators, **call).images)
+    finally:
+        if silent:
+            del pipe._progress_bar_config
+
+
+def _check_lengths(pipe, prompts, limit: int | None) -> None:
+    """Raise ValueError for an empty prompt, or one longer in tokens, chat template included, than the pipeline's
+    limit.
+    """
+    empty = [i for i, prompt in enumerate(prompts) if not prompt.strip()]
+    if empty:
+        raise ValueError(f"prompt {empty[0]} is empty; give it some words")
+    tokenizer = next(
+        (t for t in (getattr(pipe, f"tokenizer{n}", None) for n in ("_4", "_3", "_2", "")) if t is not None), None
+    )
+    limit = limit or getattr(tokenizer, "model_max_length", None)
+    if limit is None or not callable(getattr(tokenizer, "tokenize", None)):
+        return
+    for prompt in prompts:
+        text, chat = prompt, type(pipe).__name__.startswith(("Flux2Klein", "ZImage"))
+        if chat:
+            messages = [{"role": "user", "content": prompt}]
+            options = dict(
+                tokenize=False, add_generation_prompt=True, enable_thinking=type(pipe).__name__.startswith("ZImage")
+            )
+            text = tokenizer.apply_chat_template(messages, **options)
+        n = len(tokenizer(text, truncation=False)["input_ids"])
+        if n > limit:
+            raise ValueError(
+                f"prompt {prompt!r} has {n} tokens, over max_sequence_length = {limit}; shorten it or raise the limit"
+            )

@@ -1,0 +1,159 @@
+"""ChannelStats against sums written out by hand, and the choice of channels."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import massact_utils as mu
+import tiny
+
+PROMPTS = ["a red star", "a blue circle", "a small star"]
+
+
+def generate(pipe, prompts=PROMPTS, **call):
+    return mu.generate(pipe, prompts, seeds=list(range(len(prompts))), **tiny.KLEIN | call)
+
+
+def test_statistics_equal_sums_over_kept_tokens(klein):
+    kept = {}
+
+    def keep(tokens, site):
+        kept[site.step, site.layer] = tokens.double().numpy()
+
+    with mu.attach(klein, mu.ChannelStats(), keep, branch="cond") as (stats, _):
+        generate(klein)
+    data = stats.dataset()
+    assert dict(data.sizes) == {"image": 3, "step": 4, "layer": 5, "channel": 32}
+    for (step, layer), x in kept.items():
+        at = data.sel(step=step, layer=layer)
+        for name, value in (
+            ("mean", x.mean(1)),
+            ("mean_abs", np.abs(x).mean(1)),
+            ("max_abs", np.abs(x).max(1)),
+            ("mean_sq", (x**2).mean(1)),
+        ):
+            np.testing.assert_allclose(at[name], value, rtol=1e-5, atol=1e-6)
+    assert data.timestep.values.tolist() == klein.scheduler.timesteps.tolist()
+    assert data.name.values.tolist() == [b.name for b in mu.blocks(klein)]
+    assert data.kind.values.tolist() == ["dual"] * 2 + ["single"] * 3
+
+
+def test_images_of_several_generations_stand_one_after_the_other(klein):
+    apart, together = mu.ChannelStats(), mu.ChannelStats()
+    with mu.attach(klein, apart):
+        for i, prompt in enumerate(PROMPTS):
+            mu.generate(klein, prompt, seeds=i, **tiny.KLEIN)
+    with mu.attach(klein, together):
+        generate(klein)
+    xr.testing.assert_allclose(apart.dataset(), together.dataset(), rtol=1e-4, atol=1e-5)
+
+
+def test_streaming_over_images_equals_the_per_image_table(klein):
+    full, streamed = mu.ChannelStats(), mu.ChannelStats(per_image=False)
+    with mu.attach(klein, full, streamed):
+        generate(klein)
+        generate(klein, PROMPTS[:1])
+    data, over = full.dataset(), streamed.dataset()
+    assert over.attrs["images"] == 4 and "image" not in over.dims
+    for name in ("mean", "mean_abs", "mean_sq"):
+        np.testing.assert_allclose(over[name], data[name].mean("image"), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(over[f"{name}_var"], data[name].var("image", ddof=1), rtol=1e-3, atol=1e-7)
+    np.testing.assert_array_equal(over.max_abs, data.max_abs.max("image"))
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_a_planted_massive_channel_is_found_in_the_right_layers(layer):
+    """A bias of 50 on two channels of what one block returns stays in the residual stream from that block on."""
+    pipe, planted = tiny.klein(), [5, 19]
+    tiny.plant(
+        [*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks][layer], planted, 50.0
+    )
+    with mu.attach(pipe, mu.ChannelStats()) as stats:
+        generate(pipe)
+    scores = stats.dataset().mean_abs.mean("image")
+    top = mu.select_channels(scores, k=2)
+    for at in range(5):
+        found = {tuple(sorted(ids)) for ids in top.sel(layer=at).values.tolist()}
+        assert (found == {(5, 19)}) == (at >= layer)
+    assert float(scores.sel(layer=layer, channel=planted).min()) > 25
+
+
+def test_nothing_seen_says_what_was_forgotten():
+    with pytest.raises(RuntimeError, match=r"generate inside `with mu.attach"):
+        mu.ChannelStats().dataset()
+
+
+def test_branches_and_schedules_are_not_mixed(klein):
+    with (
+        pytest.raises(ValueError, match=r"one ChannelStats to each branch"),
+        mu.attach(klein, mu.ChannelStats(), branch="both"),
+    ):
+        generate(klein)
+    stats = mu.ChannelStats()
+    with pytest.raises(ValueError, match=r"another ChannelStats for another schedule"), mu.attach(klein, stats):
+        generate(klein)
+        generate(klein, num_inference_steps=3)
+
+
+def test_sites_that_were_not_visited_are_nan_and_refused_by_the_choice(klein):
+    stats = mu.ChannelStats()
+    with mu.attach(klein, stats, layers=0, steps=0):
+        generate(klein)
+    with mu.attach(klein, stats, layers=1, steps=1):
+        generate(klein)
+    data = stats.dataset()
+    assert dict(data.sizes) == {"image": 6, "step": 2, "layer": 2, "channel": 32}
+    assert int(data["mean"].notnull().sum()) == 2 * 3 * 32
+    with pytest.raises(ValueError, match=r"nan"):
+        mu.select_channels(data["mean"])
+
+
+def test_float16_saturation_is_counted():
+    stats, site = mu.ChannelStats(), mu.Site(0, "blocks.0", "dual", 0, 1.0, "cond", (1, 4), range(1), 0)
+    tokens = torch.zeros(1, 4, 3, dtype=torch.float16)
+    tokens[0, 0, 1] = 65504
+    stats(tokens, site)
+    with pytest.warns(UserWarning, match=r"1 of 3 channel.*65504.*bfloat16"):
+        assert stats.dataset().attrs["saturated"] == 1
+
+
+SCORES = xr.DataArray(
+    np.random.default_rng(0).random((3, 4, 20)), dims=("step", "layer", "channel"), coords={"layer": [2, 3, 5, 7]}
+)
+
+
+def test_selection_by_score():
+    top, bottom = (mu.select_channels(SCORES, k=5, which=which) for which in ("top", "bottom"))
+    assert top.dims == ("step", "layer", "rank") and top.layer.values.tolist() == [2, 3, 5, 7]
+    ordered = np.sort(SCORES.values, -1)
+    np.testing.assert_array_equal(np.take_along_axis(SCORES.values, top.values, -1), ordered[..., :-6:-1])
+    np.testing.assert_array_equal(np.take_along_axis(SCORES.values, bottom.values, -1), ordered[..., :5])
+
+
+def test_random_choices_depend_on_the_seed_alone_and_matched_ones_avoid_the_top():
+    top = mu.select_channels(SCORES, k=8)
+    for which in ("random", "matched"):
+        first, again, other = (mu.select_channels(SCORES, k=8, which=which, seed=s) for s in (1, 1, 2))
+        assert first.equals(again) and not first.equals(other)
+        assert all(len(set(ids)) == 8 for ids in first.values.reshape(-1, 8).tolist())
+        overlap = sum(
+            bool(set(a) & set(b)) for a, b in zip(first.values.reshape(-1, 8), top.values.reshape(-1, 8), strict=True)
+        )
+        assert overlap == 0 if which == "matched" else overlap > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(k=21), "k = 21 .* from 20; allowed: 1 to 20"),
+        (dict(k=0), "k = 0 .* allowed: 1 to 20"),
+        (dict(k=11, which="matched"), "k = 11 .* allowed: 1 to 10"),
+        (dict(which="best"), "'best' is unknown; allowed: top, bottom"),
+    ],
+)
+def test_impossible_choices_name_what_is_allowed(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        mu.select_channels(SCORES, **arguments)
+    with pytest.raises(ValueError, match=r"dim 'channel'"):
+        mu.select_channels(SCORES.rename(channel="c"))

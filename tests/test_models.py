@@ -1,0 +1,134 @@
+"""load and generate: names, folders, seeds, and the errors that come before any generation."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import massact_utils as mu
+import tiny
+from massact_utils import models
+
+
+@pytest.fixture(scope="module")
+def folder(klein, tmp_path_factory):
+    """The tiny pipeline, saved."""
+    path = tmp_path_factory.mktemp("models") / "klein"
+    klein.save_pretrained(path)
+    return path
+
+
+def test_a_folder_loads_and_generates_the_same(klein, folder):
+    loaded = mu.load(str(folder), device="cpu")
+    assert type(loaded) is type(klein) and loaded.transformer.dtype == torch.float32
+    call = dict(seeds=5, **tiny.KLEIN | {"output_type": "latent"})
+    np.testing.assert_allclose(
+        mu.generate(loaded, "a red star", **call)[0], mu.generate(klein, "a red star", **call)[0], atol=1e-5
+    )
+
+
+def test_dtype_by_name(folder):
+    assert mu.load(folder, device="cpu", dtype="bfloat16").transformer.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"'bf61' is unknown; allowed: 'bfloat16'"):
+        mu.load(folder, dtype="bf61")
+    with pytest.raises(ValueError, match=r"'disk' is unknown; allowed: model, sequential, group"):
+        mu.load(folder, offload="disk")
+
+
+def test_the_embedded_model_is_found_from_any_folder(folder, monkeypatch, tmp_path):
+    monkeypatch.setitem(models.KNOWN, "toy", (folder, tiny.KLEIN))
+    monkeypatch.chdir(tmp_path)
+    pipe = mu.load()
+    assert mu.generate(pipe, "a red star")[0].size == (24, 16)
+    assert os.path.isabs(models.TOY)
+
+
+def test_the_embedded_model_missing_says_how_to_make_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(models.KNOWN, "toy", (tmp_path / "none", {}))
+    with pytest.raises(FileNotFoundError, match=r"python data/toy/train.py"):
+        mu.load("toy")
+
+
+def test_names_and_folders_that_are_no_model(tmp_path):
+    with pytest.raises(ValueError, match=r"'tpy' is no known.*known: toy, flux.1-dev"):
+        mu.load("tpy")
+    with pytest.raises(ValueError, match=r"no known name, no folder"):
+        mu.load("./no/such/folder")
+    with pytest.raises(FileNotFoundError, match=r"without model_index.json"):
+        mu.load(tmp_path)
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "weights.bin").touch()
+    with pytest.raises(FileNotFoundError, match=r"no .*safetensors"):
+        mu.load(tmp_path)
+
+
+def test_noise_of_a_row_depends_on_its_seed_alone(klein):
+    def noise(prompts, seeds):
+        kept = []
+        hook = klein.transformer.register_forward_pre_hook(
+            lambda m, a, k: kept.append(k["hidden_states"]), with_kwargs=True
+        )
+        mu.generate(klein, prompts, seeds=seeds, **tiny.KLEIN | {"num_inference_steps": 1})
+        hook.remove()
+        return kept[0]
+
+    three = noise(["a", "b", "c"], [7, 8, 7])
+    assert torch.equal(three[0], three[2]) and not torch.equal(three[0], three[1])
+    assert torch.equal(noise(["c", "a"], [8, 7]), three[1:])
+    assert torch.equal(noise("d", 7)[0], three[0])
+    assert torch.equal(noise(["d", "e"], 7)[1], three[0])
+
+
+def test_images_are_pictures_of_the_size_asked_for(klein):
+    images = mu.generate(klein, ("a red star", "a blue star"), **tiny.KLEIN)
+    assert [i.size for i in images] == [(24, 16)] * 2 and images[0].tobytes() != images[1].tobytes()
+
+
+def test_the_progress_bar_is_silent_unless_asked_for(klein, capfd):
+    mu.generate(klein, "a red star", **tiny.KLEIN)
+    assert capfd.readouterr().err == "" and not hasattr(klein, "_progress_bar_config")
+    klein.set_progress_bar_config(desc="mine")
+    mu.generate(klein, "a red star", **tiny.KLEIN)
+    assert "mine" in capfd.readouterr().err
+    del klein._progress_bar_config
+
+
+@pytest.mark.parametrize(
+    ("prompts", "arguments", "error", "message"),
+    [
+        ([], {}, ValueError, "no prompts"),
+        (["a", "  "], {}, ValueError, "prompt 1 is empty"),
+        ("", {}, ValueError, "prompt 0 is empty"),
+        (["a", None], {}, TypeError, "prompt None is not text"),
+        (["a", "b"], {"seeds": [1]}, ValueError, "1 seeds for 2 prompts"),
+        ("a", {"guidance": 3}, TypeError, "cannot be called with guidance here; allowed: .*guidance_scale"),
+        ("a", {"generator": None}, TypeError, "chosen by seeds"),
+        ("a", {"num_images_per_prompt": 2}, TypeError, "by repeating it"),
+        ("star " * 20, {}, ValueError, r"has \d+ tokens, over max_sequence_length = 64"),
+    ],
+)
+def test_bad_input_is_refused_before_generating(klein, monkeypatch, prompts, arguments, error, message):
+    monkeypatch.setattr(klein.transformer, "forward", None)
+    with pytest.raises(error, match=message):
+        mu.generate(klein, prompts, **tiny.KLEIN | arguments)
+
+
+def test_a_prompt_is_measured_with_its_chat_template(klein):
+    """The pipeline's own count of a prompt that just fits: no padding is left."""
+    kept = []
+    length = next(n for n in range(64) if len(klein.tokenizer(chat(klein, "a" * n))["input_ids"]) == 64)
+    hook = klein.text_encoder.register_forward_pre_hook(
+        lambda m, a, k: kept.append(k["attention_mask"]), with_kwargs=True
+    )
+    mu.generate(klein, "a" * length, **tiny.KLEIN)
+    hook.remove()
+    assert kept[0].sum() == 64
+    with pytest.raises(ValueError, match=r"has 65 tokens, over max_sequence_length = 64"):
+        mu.generate(klein, "a" * (length + 1), **tiny.KLEIN)
+
+
+def chat(pipe, prompt):
+    options = dict(tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    return pipe.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **options)

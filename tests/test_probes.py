@@ -1,0 +1,230 @@
+"""attach: what a probe sees and changes, on a tiny FLUX.2-klein with guidance."""
+
+import pytest
+import torch
+from PIL import Image
+
+import massact_utils as mu
+import tiny
+
+PROMPTS = ["a red star", "a blue circle on the left"]
+
+
+def latents(pipe, **call):
+    """Final latents of two prompts: (2, N, C)."""
+    return torch.stack(mu.generate(pipe, PROMPTS, seeds=[3, 4], **tiny.KLEIN | {"output_type": "latent"} | call))
+
+
+def hooks(pipe):
+    modules = list(pipe.transformer.modules())
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+
+
+class Watch:
+    """A reader that keeps sites, and tokens' shapes."""
+
+    edits = False
+
+    def __init__(self):
+        self.sites, self.shapes = [], []
+
+    def __call__(self, tokens, site):
+        self.sites.append(site)
+        self.shapes.append(tuple(tokens.shape))
+
+
+def test_identity_is_bit_exact_and_leaves_no_hook(klein):
+    plain = latents(klein)
+    before = dict(vars(klein))
+    for probe in (lambda tokens, site: tokens, lambda tokens, site: tokens.clone(), lambda tokens, site: None):
+        with mu.attach(klein, probe):
+            assert torch.equal(latents(klein), plain)
+    assert hooks(klein) == 0
+    assert vars(klein).keys() == before.keys()
+
+
+def test_no_hook_remains_after_an_exception(klein):
+    def fail(tokens, site):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match=r"mine"), mu.attach(klein, fail, layers=2):
+        latents(klein)
+    assert hooks(klein) == 0
+
+
+def test_sites_follow_the_schedule(klein):
+    with mu.attach(klein, Watch(), branch="both") as watch:
+        latents(klein)
+    n = len(mu.blocks(klein))
+    timesteps = klein.scheduler.timesteps.tolist()
+    assert [(s.step, s.branch, s.layer) for s in watch.sites] == [
+        (step, branch, layer) for step in range(4) for branch in ("cond", "uncond") for layer in range(n)
+    ]
+    assert all(s.timestep == timesteps[s.step] and s.grid == (4, 6) and s.rows == range(2) for s in watch.sites)
+    assert set(watch.shapes) == {(2, 24, 32)}
+    assert [s.name for s in watch.sites[:n]] == [b.name for b in mu.blocks(klein)]
+
+
+def test_readers_see_the_conditional_branch_and_editors_both(klein):
+    seen = []
+    with mu.attach(klein, Watch(), lambda tokens, site: seen.append(site.branch)) as (watch, _):
+        latents(klein)
+    assert {s.branch for s in watch.sites} == {"cond"}
+    assert set(seen) == {"cond", "uncond"}
+
+
+def test_conditional_branch_is_the_one_that_reads_the_prompt(klein):
+    def tokens_of(branch, prompts):
+        kept = []
+        with mu.attach(klein, lambda tokens, site: kept.append(tokens), layers=-1, steps=0, branch=branch):
+            mu.generate(klein, prompts, seeds=[3, 4], **tiny.KLEIN)
+        (tokens,) = kept
+        return tokens
+
+    assert torch.equal(tokens_of("uncond", PROMPTS), tokens_of("uncond", PROMPTS[::-1]))
+    assert not torch.equal(tokens_of("cond", PROMPTS), tokens_of("cond", PROMPTS[::-1]))
+
+
+def test_a_conditional_edit_at_the_last_step_changes_the_image(klein):
+    plain = latents(klein)
+    with mu.attach(klein, lambda tokens, site: tokens + torch.randn_like(tokens), layers=-1, steps=-1, branch="cond"):
+        assert not torch.equal(latents(klein), plain)
+
+
+def test_same_pipeline_twice_counts_steps_anew(klein):
+    with mu.attach(klein, Watch(), layers=0, branch="both") as watch:
+        for steps in (4, 1, 1, 2):
+            latents(klein, num_inference_steps=steps)
+    assert [(s.step, s.branch) for s in watch.sites] == [
+        (step, branch) for steps in (4, 1, 1, 2) for step in range(steps) for branch in ("cond", "uncond")
+    ]
+    generations = [s.generation for s in watch.sites]
+    assert len(set(generations)) == 4 and generations == sorted(generations)
+
+
+def test_layers_and_steps_select(klein):
+    for layers, wanted in ((-1, {4}), (slice(1, None, 2), {1, 3}), ([0, -2], {0, 3})):
+        with mu.attach(klein, Watch(), layers=layers, steps=[-1, 0]) as watch:
+            latents(klein)
+        assert {s.layer for s in watch.sites} == wanted and {s.step for s in watch.sites} == {0, 3}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_reference_images_are_told_apart(klein, count):
+    """Whatever the references, an edit of all target tokens after the last block decides the output alone."""
+    references = [Image.new("RGB", (64 + 32 * i, 64), colour) for i, colour in enumerate(("red", "blue")[:count])]
+    with mu.attach(klein, Watch(), lambda tokens, site: torch.ones_like(tokens), layers=-1) as (watch, _):
+        edited = latents(klein, image=references, num_inference_steps=1)
+    assert {s.grid for s in watch.sites} == {(4, 6)} and set(watch.shapes) == {(2, 24, 32)}
+    with mu.attach(klein, lambda tokens, site: torch.ones_like(tokens), layers=-1):
+        assert torch.equal(edited, latents(klein, num_inference_steps=1))
+    assert not torch.equal(latents(klein, image=references), latents(klein))
+
+
+def test_text_stream_is_the_dual_blocks_text(klein):
+    with mu.attach(klein, Watch(), stream="text") as watch:
+        latents(klein)
+    assert {s.layer for s in watch.sites} == {0, 1} and {s.grid for s in watch.sites} == {(1, 64)}
+    with (
+        pytest.raises(ValueError, match=r"layers 3 .single_transformer_blocks.1. keep no text"),
+        mu.attach(klein, Watch(), layers=3, stream="text"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(layers=5), "layer 5 does not exist; allowed: 0 to 4"),
+        (dict(layers=[0, -6]), "layer -6 does not exist"),
+        (dict(layers=slice(7, 9)), "name none of the 5"),
+        (dict(layers=[]), "empty"),
+        (dict(branch="left"), "'left' is unknown; allowed: 'cond', 'uncond'"),
+        (dict(stream="sound"), "'sound' is unknown"),
+    ],
+)
+def test_what_does_not_exist_is_refused_before_generating(klein, arguments, message):
+    with pytest.raises(ValueError, match=message), mu.attach(klein, Watch(), **arguments):
+        raise AssertionError("entered")
+    assert hooks(klein) == 0
+
+
+def test_a_step_that_does_not_exist_is_refused_at_the_first_call(klein):
+    with (
+        mu.attach(klein, Watch(), steps=[1, 4]) as watch,
+        pytest.raises(ValueError, match=r"step 4 does not exist; allowed: 0 to 3"),
+    ):
+        latents(klein)
+    assert not watch.sites
+
+
+def test_wrong_probes_and_answers(klein):
+    with pytest.raises(TypeError, match=r"at least one"), mu.attach(klein):
+        pass
+    with pytest.raises(ValueError, match=r"returned \(2, 24, 31\) at transformer_blocks.0; wanted: \(2, 24, 32\)"):
+        with mu.attach(klein, lambda tokens, site: tokens[..., 1:]):
+            latents(klein)
+    with pytest.raises(TypeError, match=r"has no transformer"), mu.attach(object(), Watch()):
+        pass
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_tokens_that_are_not_finite_name_layer_step_and_dtype(klein, value):
+    def spoil(tokens, site):
+        return tokens.index_fill(-1, torch.tensor([7]), value)
+
+    with pytest.raises(
+        FloatingPointError, match=r"layer 3 \(single_transformer_blocks.1\).*step 2, in torch.float32.*bfloat16"
+    ):
+        with mu.attach(klein, spoil, layers=3, steps=2):
+            latents(klein)
+    assert hooks(klein) == 0
+
+
+def test_a_block_cache_and_a_whole_compile_are_refused():
+    pipe = tiny.klein()
+    pipe.transformer.compile(backend="eager")
+    with pytest.raises(RuntimeError, match=r"compile_repeated_blocks"), mu.attach(pipe, Watch()):
+        pass
+    pipe = tiny.klein()
+    from diffusers import PyramidAttentionBroadcastConfig
+
+    config = PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
+    )
+    pipe.transformer.enable_cache(config)
+    with pytest.raises(RuntimeError, match=r"disable_cache"), mu.attach(pipe, Watch()):
+        pass
+
+
+def test_a_bare_transformer_counts_its_own_steps_and_passes(klein):
+    transformer = klein.transformer
+    ids = torch.cartesian_prod(*map(torch.arange, (1, 4, 6, 1)))
+    text = torch.cartesian_prod(*map(torch.arange, (1, 1, 1, 3)))
+
+    def call(latents, t):
+        with torch.no_grad():
+            states = torch.zeros(2, 3, 48)
+            transformer(
+                hidden_states=latents,
+                timestep=torch.full((2,), t),
+                encoder_hidden_states=states,
+                img_ids=ids,
+                txt_ids=text,
+                guidance=None,
+            )
+
+    a, b, c = torch.randn(3, 2, 24, 16)
+    with mu.attach(transformer, Watch(), layers=0, branch="both") as watch:
+        for latents, t in ((a, 1.0), (a, 1.0), (b, 0.5), (b, 0.5), (c, 1.0)):
+            call(latents, t)
+    assert [(s.step, s.branch) for s in watch.sites] == [
+        (0, "cond"),
+        (0, "uncond"),
+        (1, "cond"),
+        (1, "uncond"),
+        (0, "cond"),
+    ]
+    assert len({s.generation for s in watch.sites}) == 2
+    with pytest.raises(ValueError, match=r"attach to the pipeline"), mu.attach(transformer, Watch(), steps=-1):
+        pass
