@@ -13,7 +13,7 @@ def scene(**changes) -> Scene:
 
 
 def test_parse_inverts_caption():
-    scenes = sample(300, seed=1, pairs="all")
+    scenes = sample(300, seed=1, split="all")
     assert [parse(caption(s)) for s in scenes] == scenes
     assert parse("A LARGE red star at the centre on a blue plain background") == scene()
 
@@ -24,7 +24,7 @@ def test_parse_inverts_caption():
 def test_an_unknown_word_is_named_with_the_allowed_ones(place, attribute):
     words = caption(scene()).split()
     words[place if attribute != "pattern" else -2] = "blurple"
-    with pytest.raises(ValueError, match="'blurple'") as error:
+    with pytest.raises(ValueError, match=r"'blurple'") as error:
         parse(" ".join(words))
     assert all(word in str(error.value) for word in ATTRIBUTES[attribute])
 
@@ -36,20 +36,20 @@ def test_a_caption_of_another_form_is_an_error(text):
 
 
 def test_a_subject_never_has_its_backgrounds_colour():
-    assert all(s.colour != s.background for s in sample(2000, seed=2, pairs="all"))
-    with pytest.raises(ValueError, match="blue"):
+    assert all(s.colour != s.background for s in sample(2000, seed=2, split="all"))
+    with pytest.raises(ValueError, match=r"blue"):
         scene(colour="blue")
-    with pytest.raises(ValueError, match="blue"):
+    with pytest.raises(ValueError, match=r"blue"):
         parse("a large blue star at the centre on a blue plain background")
 
 
 def test_held_out_pairs_stay_out_of_training():
     assert len(HELD_OUT) == 8
     assert not {(s.shape, s.colour) for s in sample(2000, seed=3)} & HELD_OUT
-    assert {(s.shape, s.colour) for s in sample(200, seed=3, pairs="held-out")} == HELD_OUT
-    assert {(s.shape, s.colour) for s in sample(2000, seed=3, pairs="all")} > HELD_OUT
-    with pytest.raises(ValueError, match="'test'"):
-        sample(1, pairs="test")
+    assert {(s.shape, s.colour) for s in sample(200, seed=3, split="held-out")} == HELD_OUT
+    assert {(s.shape, s.colour) for s in sample(2000, seed=3, split="all")} > HELD_OUT
+    with pytest.raises(ValueError, match=r"'test'"):
+        sample(1, split="validation")
 
 
 def test_a_sample_uses_every_word_and_its_seed():
@@ -80,7 +80,7 @@ def test_a_picture_does_not_depend_on_those_after_it():
 
 
 def test_no_scenes_is_an_error():
-    with pytest.raises(ValueError, match="no scenes"):
+    with pytest.raises(ValueError, match=r"no scenes"):
         render([])
 
 

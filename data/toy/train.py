@@ -1,0 +1,522 @@
+"""Train the embedded ToyWorld model and its evaluators; every stage resumes where it stopped.
+
+    python data/toy/train.py vae       --minutes 10     # the autoencoder
+    python data/toy/train.py klein     --minutes 60     # text encoder and transformer, jointly
+    python data/toy/train.py clip      --minutes 14     # evaluator: prompt alignment and attribute read-out
+    python data/toy/train.py segmenter --minutes 7      # evaluator: subject masks
+
+A stage's state lives in runs/toy/<stage>.pt (not in git); its result is written to data/toy/<stage>/. `--minutes` is
+the budget of the whole stage, over all its runs, since learning rates decay to zero at its end.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tqdm import tqdm
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessorPil,
+)
+
+from massact_utils import toyworld
+
+HERE = Path(__file__).parent
+STATE = HERE.parents[1] / "runs" / "toy"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIZE = 96  # pixels; the autoencoder halves twice and patches are 2 x 2, so the grid is 12 x 12
+TEXT_LENGTH = 24  # tokens, chat template included
+COMPILE = True
+
+
+# ---------------------------------------------------------------- what every stage shares
+
+
+def bf16():
+    return torch.autocast(DEVICE, torch.bfloat16)
+
+
+def scenes_as_tensors(n: int, seed: int, size: int = SIZE):
+    """Scenes, images (n, 3, size, size) in [-1, 1] and masks (n, size, size) bool."""
+    scenes = toyworld.sample(n, seed=seed)
+    images, masks = toyworld.render(scenes, seed=seed, size=size)
+    return (
+        scenes,
+        torch.from_numpy(images).permute(0, 3, 1, 2).to(DEVICE, torch.float32) / 127.5 - 1,
+        torch.from_numpy(masks).to(DEVICE),
+    )
+
+
+class Stage:
+    """A resumable loop: the learning rate follows the used share of the budget; a checkpoint every 3 minutes."""
+
+    def __init__(self, name: str, minutes: float, lr: float, modules: dict, warmup: int = 200):
+        self.name, self.budget, self.lr, self.modules, self.warmup = name, minutes * 60, lr, modules, warmup
+        parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
+        decay, plain = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+        groups = [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+        self.parameters, self.step, self.spent, self.extra = parameters, 0, 0.0, {}
+        self.path = STATE / f"{name}.pt"
+        if self.path.exists():
+            state = torch.load(self.path, map_location=DEVICE, weights_only=False)
+            for key, module in modules.items():
+                module.load_state_dict(state["modules"][key])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.spent, self.extra = state["step"], state["spent"], state["extra"]
+            print(f"{name}: resumed at step {self.step}, {self.spent / 60:.1f} minutes spent")
+
+    def save(self):
+        STATE.mkdir(parents=True, exist_ok=True)
+        state = {
+            "modules": {k: m.state_dict() for k, m in self.modules.items()},
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "spent": self.spent,
+            "extra": self.extra,
+        }
+        torch.save(state, self.path.with_suffix(".tmp"))
+        self.path.with_suffix(".tmp").replace(self.path)
+
+    def run(self, loss_of):
+        """Minimise `loss_of(share)`, where share is the used part of the budget; ends when the budget is spent."""
+        bar = tqdm(total=round(self.budget), initial=round(self.spent), unit="s", desc=self.name, mininterval=20)
+        last, saved, shown = time.monotonic(), time.monotonic(), None
+        while self.spent < self.budget:
+            share = self.spent / self.budget
+            rate = self.lr * min(1, (self.step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * share)) + 1e-6
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            loss = loss_of(share)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
+            self.step += 1
+            shown = loss.item() if shown is None else 0.98 * shown + 0.02 * loss.item()
+            now = time.monotonic()
+            self.spent, last = self.spent + now - last, now
+            bar.update(round(self.spent) - bar.n)
+            bar.set_postfix(step=self.step, loss=f"{shown:.4f}", refresh=False)
+            if now - saved > 180:
+                self.save()
+                saved = now
+        self.save()
+        bar.close()
+        return shown
+
+
+# ---------------------------------------------------------------- autoencoder
+
+
+def new_vae():
+    return AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=8,
+        sample_size=SIZE,
+        mid_block_add_attention=False,
+    ).to(DEVICE)
+
+
+def patchify(latents):  # B C 2h 2w -> B 4C h w
+    return Flux2KleinPipeline._patchify_latents(latents)
+
+
+def train_vae(minutes):
+    vae = new_vae()
+    stage = Stage("vae", minutes, 2e-3, {"vae": vae})
+    vae.train()
+
+    def loss_of(share):
+        _, images, masks = scenes_as_tensors(8, seed=stage.step)
+        stack = torch.cat([images, 1 + 2 * masks[:, None].float()], 1)  # the subject is small: weigh it three times
+        if share < 0.7:  # crops first, whole images last
+            stack = stack.unfold(2, 48, 48).unfold(3, 48, 48).permute(0, 2, 3, 1, 4, 5).reshape(-1, 4, 48, 48)
+        images, weight = stack.split([3, 1], 1)
+        with bf16():
+            posterior = vae.encode(images).latent_dist
+            decoded = vae.decode(posterior.sample()).sample.float()
+        error = weight * (decoded - images)
+        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        return error.abs().mean() + error.square().mean() + 3e-4 * kl
+
+    loss = stage.run(loss_of)
+    vae.eval()
+    with torch.no_grad():  # the pipeline normalises latents by these statistics
+        _, images, _ = scenes_as_tensors(1024, seed=10**7)
+        latents = torch.cat([patchify(vae.encode(part).latent_dist.mode()) for part in images.split(64)])
+        vae.bn.running_mean.copy_(latents.mean((0, 2, 3)))
+        vae.bn.running_var.copy_(latents.var((0, 2, 3)))
+        decoded = torch.cat(
+            [vae.decode(vae.encode(part).latent_dist.mode()).sample for part in images[:256].split(64)]
+        ).clamp(-1, 1)
+        psnr = -10 * torch.log10(((decoded - images[:256]) / 2).square().mean((1, 2, 3))).mean().item()
+    vae.save_pretrained(STATE / "vae")
+    print(f"vae: loss {loss:.4f}, reconstruction PSNR {psnr:.2f} dB over 256 fresh scenes")
+    note("vae", minutes=minutes, steps=stage.step, loss=loss, psnr_db=psnr)
+
+
+# ---------------------------------------------------------------- text encoder and transformer
+
+
+def corpus():
+    """Captions and single words: what the tokenizers learn their merges from."""
+    words = sorted({w for words in toyworld.ATTRIBUTES.values() for w in words} | set(toyworld.TEMPLATE.split()))
+    plain = [w for w in words if w.isalpha()]
+    return [toyworld.caption(s) for s in toyworld.sample(2000, seed=1)] + [*plain, "user", "assistant", "subject"] * 20
+
+
+def new_tokenizer():
+    """A Qwen2 tokenizer in which every word of the world is one token; anything else falls back to bytes."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        corpus(), trainers.BpeTrainer(vocab_size=700, special_tokens=special, initial_alphabet=alphabet)
+    )
+    model = json.loads(bpe.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]], additional_special_tokens=special[1:]
+    )
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    tokenizer.model_max_length = TEXT_LENGTH
+    return tokenizer
+
+
+def new_klein(tokenizer):
+    """Text encoder and transformer; modulation and output layers start at zero: every block begins as the identity."""
+    text_encoder = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=96,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+            num_key_value_heads=3,
+            head_dim=32,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    transformer = Flux2Transformer2DModel(
+        in_channels=32,
+        num_layers=2,
+        num_single_layers=6,
+        attention_head_dim=32,
+        num_attention_heads=6,
+        joint_attention_dim=288,
+        timestep_guidance_channels=128,
+        axes_dims_rope=(4, 12, 12, 4),
+        guidance_embeds=False,
+    )
+    for name, parameter in transformer.named_parameters():
+        if "modulation" in name or name.startswith(("norm_out", "proj_out")):
+            torch.nn.init.zeros_(parameter)
+        elif parameter.ndim == 2:
+            torch.nn.init.xavier_uniform_(parameter)
+    return text_encoder.to(DEVICE), transformer.to(DEVICE)
+
+
+def tokenised(tokenizer, prompts):
+    """The pipeline's own tokenisation: ids and attention mask (n, TEXT_LENGTH)."""
+    chats = [tokenizer.apply_chat_template([{"role": "user", "content": p}], tokenize=False) for p in prompts]
+    out = tokenizer(chats, return_tensors="pt", padding="max_length", truncation=True, max_length=TEXT_LENGTH)
+    return out["input_ids"], out["attention_mask"]
+
+
+@torch.no_grad()
+def cached_latents(vae, tokenizer, n, size, seed):
+    """Normalised patch latents (n, tokens, 32) and tokenised captions of n scenes."""
+    std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
+    latents, captions = [], []
+    for i in tqdm(range(0, n, 128), desc=f"latents at {size}", mininterval=10):
+        scenes, images, _ = scenes_as_tensors(128, seed=seed + i, size=size)
+        with bf16():
+            z = patchify(vae.encode(images).latent_dist.sample().float())
+        latents.append(((z - vae.bn.running_mean.view(1, -1, 1, 1)) / std).flatten(2).mT.half())
+        captions += [toyworld.caption(s) for s in scenes]
+    return torch.cat(latents), *tokenised(tokenizer, captions)
+
+
+def velocity(text_encoder, transformer, ids, attention, noisy, sigma, grid):
+    """The transformer's output for packed latents; a coarse grid is laid over the same canvas as the full one."""
+    hidden = text_encoder.model(
+        input_ids=ids, attention_mask=attention, output_hidden_states=True, use_cache=False
+    ).hidden_states
+    text = torch.cat(hidden[1:4], -1)  # B T 288
+    full = SIZE // 8
+    axis = (torch.arange(grid, device=ids.device) + 0.5) * (full / grid) - 0.5
+    image_ids = torch.cartesian_prod(torch.zeros(1, device=ids.device), axis, axis, torch.zeros(1, device=ids.device))
+    text_ids = F.pad(torch.arange(ids.shape[1], device=ids.device)[:, None].float(), (3, 0))
+    return transformer(
+        hidden_states=noisy,
+        encoder_hidden_states=text,
+        timestep=sigma,
+        img_ids=image_ids,
+        txt_ids=text_ids,
+        return_dict=False,
+    )[0]
+
+
+@torch.no_grad()
+def channel_magnitudes(text_encoder, transformer, batch, sigmas=(0.2, 0.5, 0.9)):
+    """Mean absolute activation per channel of the image tokens of a fixed batch: (layer, sigma, channel, mean_abs)."""
+    latents, ids, attention, noise = batch
+    blocks, frames = [*transformer.transformer_blocks, *transformer.single_transformer_blocks], []
+
+    def reader(layer):
+        def read(module, args, output):
+            tokens = (output[1] if isinstance(output, tuple) else output)[:, -latents.shape[1] :]
+            mean_abs = tokens.float().abs().mean((0, 1)).cpu().numpy()
+            frames.append(
+                pd.DataFrame(
+                    {"layer": layer, "sigma": sigma, "channel": np.arange(len(mean_abs)), "mean_abs": mean_abs}
+                )
+            )
+
+        return read
+
+    handles = [block.register_forward_hook(reader(i)) for i, block in enumerate(blocks)]
+    try:
+        for sigma in sigmas:
+            noisy = (1 - sigma) * latents + sigma * noise
+            velocity(
+                text_encoder,
+                transformer,
+                ids,
+                attention,
+                noisy,
+                torch.full((len(latents),), sigma, device=DEVICE),
+                SIZE // 8,
+            )
+    finally:
+        for handle in handles:
+            handle.remove()
+    return pd.concat(frames)
+
+
+def train_klein(minutes, batch=32):
+    vae = AutoencoderKLFlux2.from_pretrained(STATE / "vae").to(DEVICE).eval()
+    tokenizer = new_tokenizer()
+    text_encoder, transformer = new_klein(tokenizer)
+    ema = torch.nn.ModuleDict(
+        dict(zip(("text_encoder", "transformer"), new_klein(tokenizer), strict=True))
+    ).requires_grad_(False)
+    ema["text_encoder"].load_state_dict(text_encoder.state_dict())
+    ema["transformer"].load_state_dict(transformer.state_dict())
+    stage = Stage(
+        "klein", minutes, 1.2e-3, {"text_encoder": text_encoder, "transformer": transformer, "ema": ema}, warmup=300
+    )
+    history = stage.extra.setdefault("history", {"losses": [], "emergence": [], "samples": 0, "recent": []})
+    moments = set(np.unique(np.geomspace(1, 10**4, 42).astype(int)).tolist())
+    coarse, fine = (
+        cached_latents(vae, tokenizer, n, size, seed) for n, size, seed in ((32768, 48, 10**6), (24576, 96, 2 * 10**6))
+    )
+    empty = tokenised(tokenizer, [""])
+    fixed, *fixed_text = cached_latents(vae, tokenizer, 128, SIZE, 3 * 10**6)
+    fixed = (fixed[:16].float(), *(t[:16].to(DEVICE) for t in fixed_text))
+    fixed = (*fixed, torch.randn(fixed[0].shape, generator=torch.Generator().manual_seed(0)).to(DEVICE))
+    forward = torch.compile(velocity, dynamic=False) if COMPILE else velocity
+
+    def loss_of(share):
+        if stage.step in moments:
+            frame = channel_magnitudes(text_encoder, transformer, fixed).assign(step=stage.step)
+            stage.extra["history"]["emergence"].append(frame)
+        latents, ids, attention = coarse if share < 0.4 else fine
+        rows = torch.randint(len(latents), (batch,))
+        x, ids, attention = latents[rows].to(DEVICE).float(), ids[rows], attention[rows]
+        dropped = torch.rand(batch) < 0.1
+        ids, attention = (torch.where(dropped[:, None], e, t) for e, t in zip(empty, (ids, attention), strict=True))
+        if share < 0.4:  # a caption has 17 tokens; padding is learnt at the full grid
+            ids, attention = ids[:, :18], attention[:, :18]
+        ids, attention = ids.to(DEVICE), attention.to(DEVICE)
+        sigma = torch.sigmoid(0.4 + torch.randn(batch, device=DEVICE))
+        noise = torch.randn_like(x)
+        noisy = x + sigma.view(-1, 1, 1) * (noise - x)
+        with bf16():
+            predicted = forward(text_encoder, transformer, ids, attention, noisy, sigma, math.isqrt(x.shape[1]))
+        loss = F.mse_loss(predicted.float(), noise - x)
+        with torch.no_grad():  # the average follows the weights of the step before
+            decay = min(0.999, (1 + stage.step) / (10 + stage.step))
+            for average, module in ((ema["text_encoder"], text_encoder), (ema["transformer"], transformer)):
+                torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
+        history["samples"] += batch
+        history["recent"].append(loss.item())
+        if len(history["recent"]) == 20:
+            row = (stage.step, history["samples"], math.isqrt(x.shape[1]), float(np.mean(history["recent"])))
+            history["losses"].append(row)
+            history["recent"].clear()
+        return loss
+
+    loss = stage.run(loss_of)
+    emergence = [*history["emergence"], channel_magnitudes(text_encoder, transformer, fixed).assign(step=stage.step)]
+    emergence = pd.concat(emergence, ignore_index=True).astype(
+        {"layer": "int8", "channel": "int16", "mean_abs": "float32", "step": "int32"}
+    )
+    emergence[["step", "layer", "sigma", "channel", "mean_abs"]].to_parquet(HERE / "emergence.parquet", index=False)
+    pd.DataFrame(history["losses"], columns=["step", "samples", "grid", "loss"]).to_parquet(
+        HERE / "losses.parquet", index=False
+    )
+    save_klein(vae, ema["text_encoder"], ema["transformer"], tokenizer)
+    note("klein", minutes=minutes, steps=stage.step, samples=history["samples"], loss=loss)
+
+
+def save_klein(vae, text_encoder, transformer, tokenizer):
+    """The embedded pipeline: float16 weights, a scheduler with a fixed shift (the grid never changes much)."""
+    pipe = Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+    pipe.to(torch.float16).save_pretrained(HERE / "klein", safe_serialization=True)
+
+
+# ---------------------------------------------------------------- evaluators
+
+
+def new_clip():
+    """A small CLIP with a tokenizer in which every word of the world is one token."""
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    letters = list("abcdefghijklmnopqrstuvwxyz0123456789.,!?'-")
+    bpe.train_from_iterator(
+        corpus() + [" ".join(letters)] * 2,
+        trainers.BpeTrainer(
+            vocab_size=700, special_tokens=special, initial_alphabet=letters, end_of_word_suffix="</w>"
+        ),
+    )
+    model = json.loads(bpe.to_str())["model"]
+    tokenizer = CLIPTokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]], model_max_length=24)
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = CLIPConfig(
+        text_config={"vocab_size": len(tokenizer), "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2}
+        | {"num_attention_heads": 3, "max_position_embeddings": 24, "projection_dim": 96, **ids},
+        vision_config={"hidden_size": 144, "intermediate_size": 432, "num_hidden_layers": 4, "num_attention_heads": 4}
+        | {"image_size": SIZE, "patch_size": 8, "projection_dim": 96},
+        projection_dim=96,
+    )
+    edge = {"height": SIZE, "width": SIZE}
+    images = CLIPImageProcessorPil(
+        size=edge, crop_size=edge, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_center_crop=False
+    )
+    return CLIPModel(config).to(DEVICE), CLIPProcessor(image_processor=images, tokenizer=tokenizer)
+
+
+def train_clip(minutes, batch=96):
+    """Contrastive on whole captions, plus the zero-shot read-out of each attribute it will be used for."""
+    clip, processor = new_clip()
+    stage = Stage("clip", minutes, 1e-3, {"clip": clip}, warmup=300)
+    names = list(toyworld.ATTRIBUTES)
+    questions = [toyworld.question(name, word) for name in names for word in toyworld.ATTRIBUTES[name]]
+
+    def loss_of(share):
+        scenes, images, _ = scenes_as_tensors(batch, seed=stage.step)
+        images = (images + 0.03 * torch.randn_like(images) * torch.rand(batch, 1, 1, 1, device=DEVICE)).clamp(-1, 1)
+        texts = questions + [toyworld.caption(s) for s in scenes]
+        tokens = processor.tokenizer(texts, return_tensors="pt", padding="max_length", max_length=24).to(DEVICE)
+        with bf16():
+            out = clip(pixel_values=images, **tokens)
+        logits = out.logits_per_image.float()  # batch, questions + captions
+        whole = logits[:, len(questions) :]
+        target = torch.arange(batch, device=DEVICE)
+        loss, at = 0.25 * (F.cross_entropy(whole, target) + F.cross_entropy(whole.T, target)), 0
+        for name in names:
+            words = toyworld.ATTRIBUTES[name]
+            answer = torch.tensor([words.index(getattr(s, name)) for s in scenes], device=DEVICE)
+            loss = loss + F.cross_entropy(logits[:, at : at + len(words)], answer) * (3 if name == "shape" else 1)
+            at += len(words)
+        return loss
+
+    loss = stage.run(loss_of)
+    clip.half().save_pretrained(HERE / "clip")
+    processor.save_pretrained(HERE / "clip")
+    note("clip", minutes=minutes, steps=stage.step, samples=stage.step * batch, loss=loss)
+
+
+def train_segmenter(minutes, batch=16):
+    config = SegformerConfig(
+        num_encoder_blocks=3,
+        depths=[1, 1, 1],
+        sr_ratios=[4, 2, 1],
+        hidden_sizes=[24, 48, 96],
+        patch_sizes=[5, 3, 3],
+        strides=[2, 2, 2],
+        num_attention_heads=[1, 2, 4],
+        mlp_ratios=[3, 3, 3],
+        decoder_hidden_size=48,
+        drop_path_rate=0.0,
+        classifier_dropout_prob=0.0,
+        num_labels=2,
+        id2label={0: "background", 1: "subject"},
+        label2id={"background": 0, "subject": 1},
+    )
+    model = SegformerForSemanticSegmentation(config).to(DEVICE)
+    stage = Stage("segmenter", minutes, 1e-3, {"segmenter": model}, warmup=200)
+
+    def loss_of(share):
+        _, images, masks = scenes_as_tensors(batch, seed=stage.step)
+        with bf16():
+            logits = model(pixel_values=images).logits.float()
+        logits = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False)
+        return F.cross_entropy(logits, masks.long(), weight=torch.tensor([1.0, 2.0], device=DEVICE))
+
+    loss = stage.run(loss_of)
+    model.half().save_pretrained(HERE / "segmenter")
+    size = {"height": SIZE, "width": SIZE}
+    SegformerImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(HERE / "segmenter")
+    note("segmenter", minutes=minutes, steps=stage.step, samples=stage.step * batch, loss=loss)
+
+
+def note(stage, **figures):
+    """Keep a stage's figures in data/toy/training.json."""
+    path = HERE / "training.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known[stage] = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()} | {
+        "device": DEVICE,
+        "torch": torch.__version__,
+    }
+    path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    stages = {
+        name.removeprefix("train_"): function for name, function in globals().items() if name.startswith("train_")
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=stages)
+    parser.add_argument("--minutes", type=float, required=True, help="budget of the stage over all its runs")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    stages[arguments.stage](arguments.minutes)
