@@ -1,6 +1,10 @@
-"""What a notebook was asked to run: its parameters, checked."""
+"""What a notebook was asked to run, checked, and the folder its results go to."""
 
 import ast
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def declared(source: str) -> list[str]:
@@ -40,6 +44,30 @@ def parameters(namespace: dict) -> dict:
     if unknown:
         raise ValueError(f"unknown parameter {', '.join(unknown)}; this notebook declares: {', '.join(names)}")
     return {name: namespace[name] for name in names}
+
+
+def check(**ranges) -> None:
+    """Raise ValueError for a parameter outside its range: `check(k=(k, 1, width))`, bounds included.
+
+    >>> check(k=(12, 1, 192))
+    """
+    for name, (value, low, high) in ranges.items():
+        if not low <= value <= high:
+            raise ValueError(f"{name} = {value!r} is not possible; allowed: {low} to {high}")
+
+
+def folder(out_dir: str | None, name: str) -> Path:
+    """The folder for a notebook's results, made when it is not there; None is runs/<name> in this repository.
+
+    Raises NotADirectoryError or PermissionError, before any work, where nothing can be written.
+    """
+    path = Path(out_dir) if out_dir else ROOT / "runs" / name
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"out_dir {str(out_dir)!r} is a file; name a folder")
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"out_dir {str(out_dir)!r} is not writable; name another folder")
+    return path
 
 
 def _statements(source: str) -> list[ast.stmt]:

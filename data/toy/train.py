@@ -1,9 +1,11 @@
 """Train the embedded ToyWorld model and its evaluators; every stage resumes where it stopped.
 
     python data/toy/train.py vae       --minutes 10     # the autoencoder
-    python data/toy/train.py klein     --minutes 60     # text encoder and transformer, jointly
+    torchrun --nproc-per-node 2 data/toy/train.py klein --minutes 60     # text encoder and transformer, jointly
     python data/toy/train.py clip      --minutes 14     # evaluator: prompt alignment and attribute read-out
     python data/toy/train.py segmenter --minutes 7      # evaluator: subject masks
+
+Two processes with a thread each (torchrun) train 1.5 times as fast as one with two threads.
 
 A stage's state lives in runs/toy/<stage>.pt (not in git); its result is written to data/toy/<stage>/. `--minutes` is
 the budget of the whole stage, over all its runs, since learning rates decay to zero at its end.
@@ -12,12 +14,14 @@ the budget of the whole stage, over all its runs, since learning rates decay to 
 import argparse
 import json
 import math
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -43,7 +47,7 @@ STATE = HERE.parents[1] / "runs" / "toy"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZE = 96  # pixels; the autoencoder halves twice and patches are 2 x 2, so the grid is 12 x 12
 TEXT_LENGTH = 24  # tokens, chat template included
-COMPILE = True
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 # ---------------------------------------------------------------- what every stage shares
@@ -84,6 +88,8 @@ class Stage:
             print(f"{name}: resumed at step {self.step}, {self.spent / 60:.1f} minutes spent")
 
     def save(self):
+        if RANK:
+            return
         STATE.mkdir(parents=True, exist_ok=True)
         state = {
             "modules": {k: m.state_dict() for k, m in self.modules.items()},
@@ -95,17 +101,36 @@ class Stage:
         torch.save(state, self.path.with_suffix(".tmp"))
         self.path.with_suffix(".tmp").replace(self.path)
 
+    def share(self) -> float:
+        """The used part of the budget, the same in every process."""
+        share = torch.tensor(self.spent / self.budget)
+        if WORLD > 1:
+            dist.broadcast(share, 0)
+        return share.item()
+
     def run(self, loss_of):
         """Minimise `loss_of(share)`, where share is the used part of the budget; ends when the budget is spent."""
-        bar = tqdm(total=round(self.budget), initial=round(self.spent), unit="s", desc=self.name, mininterval=20)
+        bar = tqdm(
+            total=round(self.budget),
+            initial=round(self.spent),
+            unit="s",
+            desc=self.name,
+            mininterval=20,
+            disable=RANK > 0,
+        )
         last, saved, shown = time.monotonic(), time.monotonic(), None
-        while self.spent < self.budget:
-            share = self.spent / self.budget
+        while (share := self.share()) < 1:
             rate = self.lr * min(1, (self.step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * share)) + 1e-6
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             loss = loss_of(share)
             loss.backward()
+            if WORLD > 1:
+                gradients = [p.grad for p in self.parameters]
+                flat = torch.cat([g.flatten() for g in gradients])
+                dist.all_reduce(flat)
+                for gradient, mean in zip(gradients, (flat / WORLD).split([g.numel() for g in gradients]), strict=True):
+                    gradient.copy_(mean.view_as(gradient))
             torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
@@ -254,7 +279,7 @@ def cached_latents(vae, tokenizer, n, size, seed):
     """Normalised patch latents (n, tokens, 32) and tokenised captions of n scenes."""
     std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
     latents, captions = [], []
-    for i in tqdm(range(0, n, 128), desc=f"latents at {size}", mininterval=10):
+    for i in tqdm(range(128 * RANK, n, 128 * WORLD), desc=f"latents at {size}", mininterval=10, disable=RANK > 0):
         scenes, images, _ = scenes_as_tensors(128, seed=seed + i, size=size)
         with bf16():
             z = patchify(vae.encode(images).latent_dist.sample().float())
@@ -320,7 +345,7 @@ def channel_magnitudes(text_encoder, transformer, batch, sigmas=(0.2, 0.5, 0.9))
     return pd.concat(frames)
 
 
-def train_klein(minutes, batch=32):
+def train_klein(minutes):
     vae = AutoencoderKLFlux2.from_pretrained(STATE / "vae").to(DEVICE).eval()
     tokenizer = new_tokenizer()
     text_encoder, transformer = new_klein(tokenizer)
@@ -338,16 +363,18 @@ def train_klein(minutes, batch=32):
         cached_latents(vae, tokenizer, n, size, seed) for n, size, seed in ((32768, 48, 10**6), (24576, 96, 2 * 10**6))
     )
     empty = tokenised(tokenizer, [""])
-    fixed, *fixed_text = cached_latents(vae, tokenizer, 128, SIZE, 3 * 10**6)
+    fixed, *fixed_text = cached_latents(vae, tokenizer, 128 * WORLD, SIZE, 3 * 10**6)
     fixed = (fixed[:16].float(), *(t[:16].to(DEVICE) for t in fixed_text))
     fixed = (*fixed, torch.randn(fixed[0].shape, generator=torch.Generator().manual_seed(0)).to(DEVICE))
-    forward = torch.compile(velocity, dynamic=False) if COMPILE else velocity
+    forward = torch.compile(velocity, dynamic=False)
+    torch.manual_seed(1000 * stage.step + RANK)  # the same weights in every process, other samples
 
     def loss_of(share):
-        if stage.step in moments:
+        if stage.step in moments and RANK == 0:
             frame = channel_magnitudes(text_encoder, transformer, fixed).assign(step=stage.step)
             stage.extra["history"]["emergence"].append(frame)
         latents, ids, attention = coarse if share < 0.4 else fine
+        batch = (32 if share < 0.4 else 24) // WORLD
         rows = torch.randint(len(latents), (batch,))
         x, ids, attention = latents[rows].to(DEVICE).float(), ids[rows], attention[rows]
         dropped = torch.rand(batch) < 0.1
@@ -365,7 +392,7 @@ def train_klein(minutes, batch=32):
             decay = min(0.999, (1 + stage.step) / (10 + stage.step))
             for average, module in ((ema["text_encoder"], text_encoder), (ema["transformer"], transformer)):
                 torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
-        history["samples"] += batch
+        history["samples"] += batch * WORLD
         history["recent"].append(loss.item())
         if len(history["recent"]) == 20:
             row = (stage.step, history["samples"], math.isqrt(x.shape[1]), float(np.mean(history["recent"])))
@@ -374,6 +401,8 @@ def train_klein(minutes, batch=32):
         return loss
 
     loss = stage.run(loss_of)
+    if RANK:
+        return
     emergence = [*history["emergence"], channel_magnitudes(text_encoder, transformer, fixed).assign(step=stage.step)]
     emergence = pd.concat(emergence, ignore_index=True).astype(
         {"layer": "int8", "channel": "int16", "mean_abs": "float32", "step": "int32"}
@@ -519,4 +548,6 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, required=True, help="budget of the stage over all its runs")
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    if WORLD > 1:
+        dist.init_process_group("gloo")
     stages[arguments.stage](arguments.minutes)
