@@ -28,7 +28,9 @@ help:
 
 # pip says one line per package it fetches and nothing about those already there.
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
-QUIETER = sed -E '/^(Requirement already|Collecting|Looking in|  Using cached|  Preparing|  Getting|  Installing build|  Checking)|\.metadata/d; s/^(Installing collected packages: .{60}).*/\1.../'
+QUIETER = sed -E '/^(Requirement already|Collecting|Looking in|Obtaining|Processing)|\.metadata/d; \
+  /^ +(Using cached|Preparing|Getting|Installing|Checking|Attempting|Found|Uninstalling|Successfully|Created|Stored)/d; \
+  s/^(Installing collected packages|Successfully installed)(.{60}).*/\1\2.../'
 
 $(STAMP): pyproject.toml constraints.txt
 	@rm -f $@

@@ -48,7 +48,14 @@ def test_held_out_pairs_stay_out_of_training():
     assert not {(s.shape, s.colour) for s in sample(2000, seed=3)} & HELD_OUT
     assert {(s.shape, s.colour) for s in sample(200, seed=3, split="held-out")} == HELD_OUT
     assert {(s.shape, s.colour) for s in sample(2000, seed=3, split="all")} > HELD_OUT
-    with pytest.raises(ValueError, match=r"'test'"):
+
+
+def test_the_splits_are_disjoint():
+    captions = {split: set(map(caption, sample(3000, seed=3, split=split))) for split in ("train", "test", "held-out")}
+    assert not captions["train"] & captions["test"]
+    assert not captions["held-out"] & (captions["train"] | captions["test"])
+    assert not {(s.shape, s.colour) for s in sample(2000, seed=3, split="test")} & HELD_OUT
+    with pytest.raises(ValueError, match=r"'validation'.*train, test, held-out, all"):
         sample(1, split="validation")
 
 

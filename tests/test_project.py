@@ -1,0 +1,90 @@
+"""The files around the code agree with each other."""
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RANGES = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]]
+
+
+def pins():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def conda(path):
+    """Conda dependencies as {name: version}, and the list given to pip."""
+    *packages, last = yaml.safe_load((ROOT / path).read_text())["dependencies"]
+    return dict(re.fullmatch(r"([\w-]+)(.*)", package).groups() for package in packages), last["pip"]
+
+
+@pytest.mark.parametrize("requirement", RANGES, ids=lambda requirement: requirement.name)
+def test_pins_lie_in_the_ranges(requirement):
+    assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+def test_binder_is_the_root_environment_on_a_cpu():
+    (root, root_pip), (binder, binder_pip) = conda("environment.yml"), conda("binder/environment.yml")
+    torch = next(requirement for requirement in RANGES if requirement.name == "torch")
+    assert root.pop("pytorch") == binder.pop("pytorch-cpu") == str(torch.specifier)
+    assert root == binder
+    assert "pip" in root and PROJECT["requires-python"] == ">=3.11" and root["python"] >= "=3.11"
+    assert (root_pip, binder_pip) == (["-e ."], ["-e .."])  # pip runs beside the file
+
+
+def test_never_torchvision():
+    """It has no CPU build; its mere presence breaks diffusers there."""
+    assert "torchvision" not in pins()
+    assert "torchvision" not in {requirement.name for requirement in RANGES}
+
+
+@pytest.mark.parametrize("script", [".ci/run", "binder/postBuild"])
+def test_scripts_are_executable(script):
+    assert os.access(ROOT / script, os.X_OK)
+    subprocess.run(["bash", "-n", ROOT / script], check=True)
+
+
+def test_ci_runs_the_readmes_commands():
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci/run").read_text()
+    for command in ("make workbook", "make test"):
+        assert re.search(rf"^(\$ )?{command}\b", readme, re.MULTILINE), f"README.md has no line `{command}`"
+    assert re.search(r"^make test\b", ci, re.MULTILINE)
+    assert ".ci/run" in (ROOT / ".github/workflows/ci.yml").read_text()
+
+
+def test_make_has_the_targets_it_lists():
+    listed = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^make (\w+)", listed, re.MULTILINE)
+    assert {"workbook", "test", "lint", "notebooks"} <= set(targets)
+    rules = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(targets) <= set(rules)
+
+
+def test_make_refuses_an_old_python(tmp_path):
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/bash\npython3 -c \"import sys; sys.version_info = (3, 9); sys.version = '3.9.2'; $2\"\n")
+    old.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    made = subprocess.run(["make", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 2 and "needs Python 3.11 or newer" in made.stderr and "3.9.2" in made.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"] and citation["license"] == PROJECT["license"]
+    (paper,) = citation["references"]
+    assert paper["identifiers"][0]["value"] == "arXiv:2605.13974"
+    assert [author["family-names"] for author in paper["authors"]] == "Turri Bucciarelli Sarto Baraldi Cornia".split()
+    assert PROJECT["version"] in (ROOT / "CHANGELOG.md").read_text()
