@@ -59,3 +59,4 @@ notebooks: $(STAMP)
 	@set -e; for nb in notebooks/*.ipynb; do \
 	  $(BIN)/python -m nbconvert --to notebook --execute --inplace "$$nb"; \
 	  $(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "$(VOLATILE)" "$$nb"; done
+	@mkdir -p docs && cp runs/01_statistics/spectrum.png docs/01_statistics.png  # the README's figure
