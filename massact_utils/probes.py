@@ -7,19 +7,16 @@ with mu.attach(pipe, shrink, layers=-1, steps=slice(2, None)):
     images = mu.generate(pipe, prompts)
 """
 
-import itertools
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from operator import index
 
 import torch
 from torch.utils._pytree import tree_leaves
 
-from .blocks import bind, branches_of, cut, family_of, members, paste, target_tokens, transformers_of
-
-_generations = itertools.count()
+from .blocks import FAMILIES, cut, members, paste, target_tokens, transformers_of
+from .calls import Reader, pick
+from .infer import infer
 
 
 @dataclass(frozen=True)
@@ -66,45 +63,36 @@ def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image"):
         if value not in allowed:
             raise ValueError(f"{what} {value!r} is unknown; allowed: {', '.join(map(repr, allowed))}")
     wanted = [branch or ("both" if getattr(probe, "edits", True) else "cond") for probe in probes]
-    reader, handles = _Reader(pipe, steps), []
+    reader, handles = Reader(pipe, steps), []
+
+    def install(transformer):
+        found = members(transformer)
+        chosen = {found[i][0] for i in pick("layer", layers, len(found))}
+        for block, module, part in found:
+            if block in (_with_text(found, chosen, layers) if stream == "text" else chosen):
+                hook = partial(_on_block, reader, tuple(zip(probes, wanted, strict=True)), block, part, stream)
+                handles.append(module.register_forward_hook(hook))
+
+    def learn(transformer, args, kwargs):  # an unknown class shows its layout at its first call
+        if type(transformer).__name__ not in FAMILIES:
+            FAMILIES[type(transformer).__name__] = infer(transformer, args, kwargs)
+        install(transformer)
+        learning.pop(transformer).remove()
+
+    learning = {}
     try:
         for transformer, bound in transformers_of(pipe):
             _refuse(transformer)
-            found = members(transformer)
-            chosen = {found[i][0] for i in _pick("layer", layers, len(found))}
-            if stream == "text":
-                chosen = _with_text(found, chosen, layers)
+            if type(transformer).__name__ in FAMILIES:
+                install(transformer)
+            else:
+                learning[transformer] = transformer.register_forward_pre_hook(learn, with_kwargs=True)
             handles.append(transformer.register_forward_pre_hook(partial(reader.enter, bound), with_kwargs=True))
-            for block, module, part in found:
-                if block in chosen:
-                    hook = partial(_on_block, reader, tuple(zip(probes, wanted, strict=True)), block, part, stream)
-                    handles.append(module.register_forward_hook(hook))
-            handles.append(transformer.register_forward_hook(reader.leave, with_kwargs=True))
+            handles.append(transformer.register_forward_hook(partial(_check_finite, reader), with_kwargs=True))
         yield probes[0] if len(probes) == 1 else probes
     finally:
-        for handle in handles:
+        for handle in [*handles, *learning.values()]:
             handle.remove()
-
-
-def _pick(what: str, chosen, n: int):
-    """Indices below n (a range or a list) that an int, a slice or a list of ints names. Raises ValueError naming what
-    does not exist.
-    """
-    if chosen is None or isinstance(chosen, slice):
-        picked = range(n)[chosen or slice(None)]
-        if not picked:
-            raise ValueError(f"{what}s {chosen} name none of the {n} there are")
-        return picked
-    try:
-        picked = [index(chosen)] if not hasattr(chosen, "__iter__") else [index(i) for i in chosen]
-    except TypeError:
-        raise TypeError(f"{what}s have to be an int, a slice or a list of ints; got {chosen!r}") from None
-    for i in picked:
-        if not -n <= i < n:
-            raise ValueError(f"{what} {i} does not exist; allowed: 0 to {n - 1}, or -1 to {-n} from the end")
-    if not picked:
-        raise ValueError(f"{what}s is an empty list; leave it out for all {n}")
-    return [i % n for i in picked]
 
 
 def _with_text(found, chosen, layers):
@@ -132,117 +120,39 @@ def _refuse(transformer) -> None:
         )
 
 
-class _Reader:
-    """What a transformer's own calls tell: layout, generation, step, branches. `call` is None outside the chosen
-    steps.
-    """
+def _check_finite(reader, transformer, args, kwargs, output):
+    """Raise FloatingPointError when a model's output is not finite; a second run names the first block at fault."""
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+    if reader.layout is None or all(torch.isfinite(tensor).all() for tensor in tensors):
+        return
+    bad, handles = [], []
 
-    def __init__(self, pipe, steps):
-        self.pipe, self.chosen, self.bare = pipe, steps, isinstance(pipe, torch.nn.Module)
-        self.schedule = self.key = self.latents = self.call = None
-        self.replaying = False
-        if self.bare:  # no schedule to count from the end of
-            ends = (
-                [steps.start, steps.stop]
-                if isinstance(steps, slice)
-                else steps
-                if hasattr(steps, "__iter__")
-                else [steps]
-            )
-            if any(end is not None and end < 0 for end in ends):
-                raise ValueError(
-                    f"steps {steps!r}: a bare transformer has no schedule with an end; attach to the pipeline"
-                )
+    def look(block, part, module, inputs, output):
+        stream = output if part.output is None else output[part.output]
+        if not torch.isfinite(stream).all():
+            bad.append((f"layer {block.index} ({block.name})", stream.dtype))
 
-    def enter(self, bound, transformer, args, kwargs):
-        if self.replaying:
-            return
-        self.call, given = None, bind(transformer, args, kwargs)
-        layout = family_of(transformer).layout(transformer, given)
-        if layout is None:  # not a denoising call
-            return
-        self._tick(float(torch.as_tensor(given["timestep"]).max()), given["hidden_states"])
-        if self.step in self.steps:
-            self.call = layout, branches_of(self.pipe, transformer, given, self.passes, bound)
-
-    def _tick(self, timestep, latents):
-        """A new scheduler index or timestep is the next step, the same again the next pass.
-
-        A generation begins with a new schedule, or when the index falls back. A bare transformer has neither: there,
-        its first timestep coming back begins a generation, and a pass has the latents of the one before.
-        """
-        scheduler = None if self.bare else self.pipe.scheduler
-        schedule, at = getattr(scheduler, "timesteps", None), getattr(scheduler, "_step_index", None)
-        if at is None and hasattr(scheduler, "_step_index"):
-            at = scheduler._begin_index or 0
-        key, last = (at, timestep), self.key
-        same = key == last and (not self.bare or torch.equal(latents, self.latents))
-        if (
-            last is None
-            or schedule is not self.schedule
-            or (at is not None and at < last[0])
-            or (self.bare and key == self.first and not same)
-        ):
-            self.generation, self.schedule, self.first, self.step, self.passes = (
-                next(_generations),
-                schedule,
-                key,
-                at or 0,
-                0,
-            )
-            self.timesteps = [] if schedule is None else schedule.tolist()
-            self.steps = _pick("step", self.chosen, sys.maxsize if self.bare else len(schedule))
-            if not isinstance(self.steps, range) and min(self.steps) < self.step:
-                raise ValueError(
-                    f"step {min(self.steps)} is not run: this generation begins in mid-schedule, at step {self.step}"
-                )
-        elif same:
-            self.passes += 1
-        else:
-            self.step, self.passes = (self.step + 1 if at is None or at == last[0] else at), 0
-        self.key, self.latents = key, latents if self.bare else None
-        self.timestep = self.timesteps[self.step] if self.step < len(self.timesteps) else timestep
-
-    def leave(self, transformer, args, kwargs, output):
-        """Raise FloatingPointError when the model's output is not finite, naming the first block at fault by a second
-        run.
-        """
-        if self.replaying or self.call is None:
-            return
-        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
-        if all(torch.isfinite(tensor).all() for tensor in tensors):
-            return
-        bad, handles = [], []
-
-        def look(block, part, module, inputs, output):
-            stream = output if part.output is None else output[part.output]
-            if not torch.isfinite(stream).all():
-                bad.append((block, stream.dtype))
-
-        self.replaying = True
-        try:
-            handles = [
-                module.register_forward_hook(partial(look, block, part)) for block, module, part in members(transformer)
-            ]
-            with torch.no_grad():
-                transformer(*args, **kwargs)
-        finally:
-            self.replaying = False
-            for handle in handles:
-                handle.remove()
-        where = f"layer {bad[0][0].index} ({bad[0][0].name})" if bad else "the layers after the last block"
-        dtype = bad[0][1] if bad else tensors[0].dtype
-        raise FloatingPointError(
-            f"{where} returned tokens that are not finite at step {self.step}, in {dtype}; load with dtype='bfloat16'"
-        )
+    try:
+        handles += [
+            module.register_forward_hook(partial(look, block, part)) for block, module, part in members(transformer)
+        ]
+        with torch.no_grad():
+            transformer.forward(*args, **kwargs)  # not called, so that only the blocks' hooks run
+    finally:
+        for handle in handles:
+            handle.remove()
+    where, dtype = bad[0] if bad else ("the model after its last block", tensors[0].dtype)
+    raise FloatingPointError(
+        f"{where} returned values that are not finite at step {reader.step}, in {dtype}; load with dtype='bfloat16'"
+    )
 
 
 @torch.compiler.disable
 def _on_block(reader, probes, block, part, stream, module, inputs, output):
     """Show the target's tokens of one block to the probes, branch by branch, and write back what they return."""
-    if reader.call is None:
+    layout, branches = reader.layout, reader.branches
+    if layout is None:
         return None
-    layout, branches = reader.call
     place = part.output if stream == "image" else 1 - part.output
     tokens = whole = output if place is None else output[place]
     if stream == "image":
@@ -253,11 +163,7 @@ def _on_block(reader, probes, block, part, stream, module, inputs, output):
         start, n = part.registers, whole.shape[1] - part.registers
     edited = None
     for branch, rows in branches:
-        watching = [
-            p
-            for p, wanted in probes
-            if wanted in (branch, "both") and (getattr(p, "edits", True) or not reader.replaying)
-        ]
+        watching = [p for p, wanted in probes if wanted in (branch, "both")]
         if not watching:
             continue
         before = tokens = cut(whole, rows, start, n)  # B N D

@@ -1,0 +1,146 @@
+"""Calls: what a transformer's own call tells of generation, step, branch and layout; nothing is told by counting
+hooks.
+"""
+
+import inspect
+import itertools
+import sys
+from operator import index
+
+import torch
+
+from .blocks import UNKNOWN, family_of
+
+_generations = itertools.count()
+
+
+def pick(what: str, chosen, n: int):
+    """Indices below n (a range or a list) that an int, a slice or a list of ints names.
+
+    Raises ValueError naming what does not exist, TypeError for anything else.
+
+    >>> pick("layer", [0, -1], 5)
+    [0, 4]
+    """
+    if chosen is None or isinstance(chosen, slice):
+        picked = range(n)[chosen or slice(None)]
+        if not picked:
+            raise ValueError(f"{what}s {chosen} name none of the {n} there are")
+        return picked
+    try:
+        picked = [index(i) for i in chosen] if hasattr(chosen, "__iter__") else [index(chosen)]
+    except TypeError:
+        raise TypeError(f"{what}s have to be an int, a slice or a list of ints; got {chosen!r}") from None
+    for i in picked:
+        if not -n <= i < n:
+            raise ValueError(f"{what} {i} does not exist; allowed: 0 to {n - 1}, or -1 to {-n} from the end")
+    if not picked:
+        raise ValueError(f"{what}s is an empty list; leave it out for all {n}")
+    return [i % n for i in picked]
+
+
+def bind(transformer, args, kwargs) -> dict:
+    """A transformer call's arguments under common names, whether they were passed by position or not."""
+    given = inspect.signature(type(transformer).forward).bind(transformer, *args, **kwargs).arguments
+    common = {"x": "hidden_states", "t": "timestep", "timesteps": "timestep"}
+    return {common.get(name, name): value for name, value in given.items()}
+
+
+def _same(a, b) -> bool:
+    """Whether two batches of latents are equal: tensors (B, ...) or lists, whose rows may be lists with the target
+    last.
+    """
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    return all(torch.equal(*(x[-1] if isinstance(x, list) else x for x in pair)) for pair in zip(a, b, strict=True))
+
+
+class Reader:
+    """Follows the calls of a pipeline's transformers; `layout` and `branches` are None outside the chosen steps.
+
+    A new value of the scheduler's index or of the timestep is the next step, the same again the next pass. A
+    generation begins with a new schedule, or when the index falls back. A bare transformer has neither: there its
+    first timestep coming back begins a generation, and a pass has the latents of the one before.
+    """
+
+    def __init__(self, pipe, steps):
+        self.pipe, self.chosen, self.bare = pipe, steps, isinstance(pipe, torch.nn.Module)
+        self.schedule = self.key = self.first = self.latents = self.layout = self.branches = None
+        if self.bare:
+            ends = (
+                [steps.start, steps.stop]
+                if isinstance(steps, slice)
+                else steps
+                if hasattr(steps, "__iter__")
+                else [steps]
+            )
+            if any(end is not None and end < 0 for end in (ends if hasattr(ends, "__iter__") else [ends])):
+                raise ValueError(f"steps {steps!r}: a bare transformer has no last step; attach to the pipeline")
+
+    def enter(self, bound, transformer, args, kwargs):
+        """Forward pre-hook of a transformer; `bound` is the one branch it serves, if it does."""
+        self.layout, given = None, bind(transformer, args, kwargs)
+        layout = family_of(transformer).layout(transformer, given)
+        if layout is None:
+            return
+        self._tick(float(torch.as_tensor(given["timestep"]).max()), given["hidden_states"])
+        if self.step in self.steps:
+            self.branches = (
+                [(bound, slice(0, len(given["hidden_states"])))] if bound else self._branches(transformer, given)
+            )
+            self.layout = layout
+
+    def _tick(self, timestep, latents):
+        scheduler = None if self.bare else self.pipe.scheduler
+        schedule, at = getattr(scheduler, "timesteps", None), getattr(scheduler, "_step_index", None)
+        if at is None and hasattr(scheduler, "_step_index"):
+            at = scheduler._begin_index or 0
+        key, last = (at, timestep), self.key
+        same = key == last and (not self.bare or _same(latents, self.latents))
+        back = at < last[0] if last and at is not None else self.bare and key == self.first and not same
+        if last is None or schedule is not self.schedule or back:
+            self.generation, self.schedule, self.first, self.twins = next(_generations), schedule, key, None
+            self.timesteps = [] if schedule is None else schedule.tolist()
+            self.step, self.passes = at or 0, 0
+            self.steps = pick("step", self.chosen, sys.maxsize if self.bare else self._count())
+            if not isinstance(self.steps, range) and min(self.steps) < self.step:
+                raise ValueError(f"step {min(self.steps)} is not run: this generation begins at step {self.step}")
+        elif same:
+            self.passes += 1
+        else:
+            self.step, self.passes = self.step + 1 if at is None or at == last[0] else at, 0
+        self.key, self.latents = key, latents if self.bare else None
+        self.timestep = self.timesteps[self.step] if self.step < len(self.timesteps) else timestep
+
+    def _count(self) -> int:
+        """Number of steps up to the last one run: a schedule may end on a timestep at which nothing is denoised."""
+        run = getattr(self.pipe, "_num_timesteps", None)
+        return len(self.schedule) if run is None else min(len(self.schedule), self.step + run)
+
+    def _branches(self, transformer, given) -> list[tuple[str, slice]]:
+        """The branches in one call, each with its rows: [(branch, slice)].
+
+        Where guidance doubles the batch, its parts are the same latents; elsewhere the first pass of a step is
+        conditional, the second unconditional. Any other pass is "extra".
+        """
+        latents, order = given["hidden_states"], family_of(transformer).doubled
+        total = len(latents)
+        if order and self.passes == 0 and getattr(self.pipe, "do_classifier_free_guidance", True):
+            for parts in range(len(order), 1, -1):
+                n = total // parts
+                if total % parts == 0 and all(_same(latents[:n], latents[i : i + n]) for i in range(n, total, n)):
+                    if order == UNKNOWN:
+                        raise TypeError(
+                            f"{type(transformer).__name__} is not a known Diffusion Transformer, and which half of its "
+                            "doubled batch is conditional cannot be inferred; generate without guidance, or add a row "
+                            "for it to FAMILIES in massact_utils/blocks.py"
+                        )
+                    self.twins = total
+                    return [(branch, slice(i * n, (i + 1) * n)) for i, branch in enumerate(order[:parts])]
+            if self.twins == total and not hasattr(self.pipe, "do_classifier_free_guidance"):
+                raise RuntimeError(
+                    "rows that began with the same noise looked like the two branches of guidance, and then parted; "
+                    "give every row its own seed, or one prompt to a call"
+                )
+        by_pass = ("cond", "extra") if order and order != UNKNOWN else ("cond", "uncond", "extra")
+        return [(by_pass[min(self.passes, len(by_pass) - 1)], slice(0, total))]

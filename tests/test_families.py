@@ -1,0 +1,139 @@
+"""Every family seen correctly: tiny random-weight pipelines, and oracles that know nothing of the table."""
+
+import pytest
+import torch
+
+import massact_utils as mu
+import tiny
+from massact_utils.blocks import transformers_of
+
+
+@pytest.fixture(scope="module", params=tiny.RECIPES, ids=lambda recipe: recipe.__name__)
+def recipe(request):
+    return request.param()
+
+
+@pytest.fixture(scope="module")
+def plain(recipe):
+    """What the untouched pipeline makes."""
+    return tiny.run(recipe)
+
+
+class Watch:
+    edits = False
+
+    def __init__(self, keep=False):
+        self.sites, self.tokens, self.keep = [], [], keep
+
+    def __call__(self, tokens, site):
+        self.sites.append(site)
+        self.tokens.append(tokens.clone() if self.keep else tuple(tokens.shape))
+
+
+def test_identity_is_bit_exact(recipe, plain):
+    with mu.attach(recipe.pipe, lambda tokens, site: tokens.clone()):
+        assert torch.equal(tiny.run(recipe), plain)
+    assert torch.equal(tiny.run(recipe), plain)
+
+
+def test_steps_branches_and_grid_come_out_as_the_schedule_says(recipe):
+    with mu.attach(recipe.pipe, Watch(), branch="both") as watch:
+        tiny.run(recipe)
+        tiny.run(recipe)
+    layers = [block.index for block in mu.blocks(recipe.pipe)]
+    order = {(s.generation, s.step, s.branch): None for s in watch.sites}
+    first, second = sorted({s.generation for s in watch.sites})
+    steps, branches = recipe.steps, recipe.branches
+    assert set(order) == {(g, s, b) for g in (first, second) for s in steps for b in branches}
+    assert [at[:2] for at in order] == sorted(at[:2] for at in order)
+    assert list(order)[: len(branches)] == [(first, steps[0], branch) for branch in branches]
+    for at in order:
+        seen = [s.layer for s in watch.sites if (s.generation, s.step, s.branch) == at]
+        assert seen == layers if at[2] != "extra" else set(seen) < set(layers)
+    assert {s.grid for s in watch.sites} == {recipe.grid} and {s.rows for s in watch.sites} == {range(recipe.batch)}
+    n = torch.Size(recipe.grid).numel()
+    assert {shape[:2] for shape in watch.tokens} == {(recipe.batch, n)}
+    assert {shape[2] for shape in watch.tokens} == {block.width for block in mu.blocks(recipe.pipe)}
+    schedule = recipe.pipe.scheduler.timesteps.tolist()
+    assert {(s.step, s.timestep) for s in watch.sites} == {(step, schedule[step]) for step in steps}
+
+
+def test_only_the_conditional_branch_reads_the_prompt(recipe):
+    def tokens(prompts):
+        with mu.attach(recipe.pipe, Watch(keep=True), branch="both", layers=-1, steps=recipe.steps[0]) as watch:
+            tiny.run(recipe, prompts=prompts)
+        return {site.branch: x for site, x in zip(watch.sites, watch.tokens, strict=True)}
+
+    one, other = tokens((0, 1)), tokens((7, 1))
+    assert set(one) == set(recipe.branches)
+    for branch in recipe.branches:
+        assert torch.equal(one[branch][0], other[branch][0]) == (branch == "uncond"), branch
+        assert torch.allclose(one[branch][1:], other[branch][1:], atol=1e-5), branch  # the second prompt was kept
+
+
+def test_a_conditional_edit_at_the_last_step_changes_the_image(recipe, plain):
+    with mu.attach(recipe.pipe, lambda x, site: x.flip(-1), layers=-1, steps=-1, branch="cond"):
+        assert not torch.equal(tiny.run(recipe), plain)
+
+
+def test_output_depends_at_the_last_block_on_exactly_the_row_claimed(recipe):
+    """The gradient oracle: d(output at one target position) / d(target tokens of the last block)."""
+    call, kept = [], []
+
+    def first(module, args, kwargs):
+        call.append((args, kwargs))
+
+    hook = recipe.pipe.transformer.register_forward_pre_hook(first, with_kwargs=True)
+    tiny.run(recipe)
+    hook.remove()
+    args, kwargs = call[0]
+
+    def leaf(tokens, site):
+        kept.append(tokens.detach().requires_grad_())
+        return kept[-1]
+
+    transformer = recipe.pipe.transformer
+    with mu.attach(transformer, leaf, layers=-1, branch="both"), torch.enable_grad():
+        output = transformer(*args, **kwargs)
+    output = output[0]
+    n = torch.Size(recipe.grid).numel()
+    for at in (0, 8, n - 1):
+        (gradient,) = torch.autograd.grad(position(recipe, output, at, n).sum(), kept[0], retain_graph=True)
+        assert gradient[0].abs().amax(-1).nonzero().flatten().tolist() == [at]
+        assert not gradient[1:].any()
+
+
+def position(recipe, output, at, n):
+    """The model's output for the first row's target position `at` (raster): from a map, or from packed tokens."""
+    row = output[0]
+    if row.ndim == 2:  # N C: the packed target, before references or after text
+        text = len(row) - n if type(recipe.pipe).__name__.startswith("Ideogram") else 0
+        return row[text + at]
+    index, cell = [], []
+    for side, tiles in zip(reversed(row.shape[-len(recipe.grid) :]), reversed(recipe.grid), strict=True):
+        index.append(at % tiles)
+        cell.append(side // tiles)
+        at //= tiles
+    where = tuple(slice(i * c, (i + 1) * c) for i, c in zip(reversed(index), reversed(cell), strict=True))
+    return row[(..., *where)]
+
+
+def test_a_planted_massive_channel_is_found_in_its_layer_and_not_before(recipe):
+    planted, listed = [5, 19], mu.blocks(recipe.pipe)
+    at = len(listed) // 2
+    models = [model for model, _ in transformers_of(recipe.pipe)]
+    undo = [tiny.plant(model.get_submodule(listed[at].name), planted, 50.0) for model in models]
+    try:
+        with mu.attach(recipe.pipe, mu.ChannelStats(), steps=recipe.steps[0]) as stats:
+            tiny.run(recipe)
+    finally:
+        for restore in undo:
+            restore()
+    scores = stats.dataset().mean_abs.mean("image")
+    top = mu.select_channels(scores, k=2)
+    found = {
+        layer: {tuple(sorted(ids)) for ids in top.sel(layer=layer).values.tolist()} for layer in range(len(listed))
+    }
+    assert found[at] == {(5, 19)}
+    assert all((5, 19) not in found[layer] for layer in range(at))
+    assert float(scores.sel(layer=at, channel=planted).min()) > 25
