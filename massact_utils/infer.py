@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from .blocks import UNKNOWN, Family, Layout, Part
+from .calls import bind
 
 
 class _Stop(Exception):
@@ -75,13 +76,16 @@ def infer(transformer, args, kwargs) -> Family:
     rows, length = _rows_behind_the_output(transformer, args, kwargs, lists[order[-1]], places[order[-1]])
     n = len(rows)
     if not n or rows != list(range(rows[0], rows[0] + n)):
-        raise refuse(f"its output depends on {n} rows of the last block that do not stand together")
+        raise refuse(
+            f"its output depends on {n} rows of the last block that do not stand together, or not the same ones in "
+            "every row of the batch"
+        )
     where = "whole" if n == length else "head" if rows[0] == 0 else "tail" if rows[-1] == length - 1 else None
     if where is None:
         raise refuse("its image tokens are neither at the head nor at the tail of the last block's output")
-    patch = _patch(latents, n)
-    layout = partial(_layout, patch=patch)
-    if layout(transformer, {"hidden_states": latents, **kwargs}) is None:
+    layout = partial(_layout, patch=_patch(latents, n))
+    found = layout(transformer, bind(transformer, args, kwargs) | {"hidden_states": latents})
+    if found is None or math.prod(found.grid) != n:
         raise refuse(f"the grid of its {n} image tokens cannot be told from the call")
     parts = [Part(order[-1], "single" if places[order[-1]] is None else "dual", places[order[-1]], where)]
     for name in reversed(order[:-1]):
@@ -117,7 +121,8 @@ def _rows_behind_the_output(transformer, args, kwargs, blocks, place) -> tuple[l
     try:
         with torch.no_grad():
             output = transformer.forward(*args, **kwargs)
-        loss = sum((x.float() * _weights(x)).sum() for x in tree_leaves(output) if isinstance(x, torch.Tensor))
+        with torch.enable_grad():
+            loss = sum((x.float() * _weights(x)).sum() for x in tree_leaves(output) if isinstance(x, torch.Tensor))
         (gradient,) = torch.autograd.grad(loss, kept[-1])
     finally:
         handle.remove()
@@ -146,10 +151,10 @@ def _rows_from_the_latents(transformer, args, kwargs, block, latents) -> tuple[l
     stream = kept[0]
     if not stream.requires_grad:
         return [], stream.shape[1]
-    # a row depends on the latents where a change of all latents changes it
-    tangent = torch.zeros_like(stream, requires_grad=True)
-    (back,) = torch.autograd.grad(stream, leaf, tangent, create_graph=True)
-    (forward,) = torch.autograd.grad((back * _weights(back)).sum(), tangent)
+    with torch.enable_grad():  # two vector-Jacobian products make a directional derivative
+        tangent = torch.zeros_like(stream, requires_grad=True)
+        (back,) = torch.autograd.grad(stream, leaf, tangent, create_graph=True)
+        (forward,) = torch.autograd.grad((back * _weights(back)).sum(), tangent)
     return _rows(forward), stream.shape[1]
 
 
@@ -159,7 +164,9 @@ def _weights(x):
 
 
 def _rows(gradient) -> list[int]:
-    return gradient.abs().amax((0, 2)).nonzero().flatten().tolist()
+    """Tokens with a gradient (B, S, D), which are the same in every row of the batch; none where they differ."""
+    seen = gradient.abs().amax(2) > 0  # B S
+    return seen[0].nonzero().flatten().tolist() if (seen == seen[0]).all() else []
 
 
 def _patch(latents, n) -> int | None:

@@ -9,67 +9,56 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers.utils import logging as transformers_logging
 
 TOY = Path(__file__).resolve().parents[1] / "data" / "toy" / "klein"
 
-# name -> Hub id (or folder) and what the pipeline is called with, as its model card advises
+TOY_CALL = dict(num_inference_steps=16, guidance_scale=3.0, height=96, width=96, max_sequence_length=24)
+MEGAPIXEL = dict(height=1024, width=1024)
+
+# name -> (Hub id or folder, what the pipeline is called with, as the model's card advises)
 KNOWN = {
-    "toy": (
-        TOY,
-        dict(
-            num_inference_steps=16,
-            guidance_scale=3.0,
-            height=96,
-            width=96,
-            max_sequence_length=24,
-            text_encoder_out_layers=(1, 2, 3),
-        ),
-    ),
-    "flux.1-dev": (
-        "black-forest-labs/FLUX.1-dev",
-        dict(num_inference_steps=28, guidance_scale=3.5, height=1024, width=1024),
-    ),
+    "toy": (TOY, TOY_CALL | {"text_encoder_out_layers": (1, 2, 3)}),
+    "flux.1-dev": ("black-forest-labs/FLUX.1-dev", MEGAPIXEL | dict(num_inference_steps=28, guidance_scale=3.5)),
     "flux.1-schnell": (
         "black-forest-labs/FLUX.1-schnell",
-        dict(num_inference_steps=4, guidance_scale=0.0, height=1024, width=1024, max_sequence_length=256),
+        MEGAPIXEL | dict(num_inference_steps=4, guidance_scale=0.0, max_sequence_length=256),
     ),
     "flux.2-klein-4b": (
         "black-forest-labs/FLUX.2-klein-4B",
-        dict(num_inference_steps=4, guidance_scale=1.0, height=1024, width=1024),
+        MEGAPIXEL | dict(num_inference_steps=4, guidance_scale=1.0),
     ),
     "flux.2-klein-9b": (
         "black-forest-labs/FLUX.2-klein-9B",
-        dict(num_inference_steps=4, guidance_scale=1.0, height=1024, width=1024),
+        MEGAPIXEL | dict(num_inference_steps=4, guidance_scale=1.0),
     ),
     "qwen-image": (
         "Qwen/Qwen-Image",
-        dict(num_inference_steps=50, true_cfg_scale=4.0, negative_prompt=" ", height=1328, width=1328),
+        dict(height=1328, width=1328, num_inference_steps=50, true_cfg_scale=4.0, negative_prompt=" "),
     ),
     "sana-1.5-1.6b": (
         "Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers",
-        dict(num_inference_steps=20, guidance_scale=4.5, height=1024, width=1024),
+        MEGAPIXEL | dict(num_inference_steps=20, guidance_scale=4.5),
     ),
     "sana-1.5-4.8b": (
         "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers",
-        dict(num_inference_steps=20, guidance_scale=4.5, height=1024, width=1024),
+        MEGAPIXEL | dict(num_inference_steps=20, guidance_scale=4.5),
     ),
     "sd3.5-medium": (
         "stabilityai/stable-diffusion-3.5-medium",
-        dict(num_inference_steps=40, guidance_scale=4.5, height=1024, width=1024),
+        MEGAPIXEL | dict(num_inference_steps=40, guidance_scale=4.5),
     ),
     "sd3.5-large": (
         "stabilityai/stable-diffusion-3.5-large",
-        dict(num_inference_steps=28, guidance_scale=3.5, height=1024, width=1024),
+        MEGAPIXEL | dict(num_inference_steps=28, guidance_scale=3.5),
     ),
     "pixart-sigma": (
         "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
-        dict(num_inference_steps=20, guidance_scale=4.5, height=1024, width=1024),
+        MEGAPIXEL | dict(num_inference_steps=20, guidance_scale=4.5),
     ),
-    "z-image-turbo": (
-        "Tongyi-MAI/Z-Image-Turbo",
-        dict(num_inference_steps=9, guidance_scale=0.0, height=1024, width=1024),
-    ),
+    "z-image-turbo": ("Tongyi-MAI/Z-Image-Turbo", MEGAPIXEL | dict(num_inference_steps=9, guidance_scale=0.0)),
 }
 OFFLOAD = ("model", "sequential", "group")
 
@@ -90,9 +79,12 @@ def load(name="toy", *, revision=None, device=None, dtype=None, offload=None):
     if offload is not None and offload not in OFFLOAD:
         raise ValueError(f"offload {offload!r} is unknown; allowed: {', '.join(OFFLOAD)}, or None")
     where = _resolve(str(name))
+    options = dict(revision=revision, torch_dtype=dtype, use_safetensors=True)
     with _quiet(isinstance(where, Path)):
-        options = dict(revision=revision, torch_dtype=dtype, use_safetensors=True)
-        pipe = DiffusionPipeline.from_pretrained(str(where), **options)
+        if isinstance(where, Path):
+            pipe = DiffusionPipeline.from_pretrained(str(where), **options)
+        else:
+            pipe = _from_hub(where, options)
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "sequential":
@@ -125,6 +117,33 @@ def _resolve(name: str) -> Path | str:
             f"model {name!r} is no known name, no folder and no Hub id (owner/name); known: {', '.join(KNOWN)}"
         )
     return str(where)
+
+
+def _from_hub(name: str, options: dict):
+    """Load from the Hub: say how much there is to load, and in plain words what went wrong."""
+    try:
+        files = HfApi().model_info(name, revision=options["revision"], files_metadata=True, timeout=10).siblings
+        weights = sum(f.size or 0 for f in files if f.rfilename.endswith(".safetensors") and "/" in f.rfilename)
+        print(f"{name}: {weights / 1e9:.1f} GB of weights; what is not in the local cache is downloaded now")
+    except Exception:  # the loading itself tells what is wrong
+        pass
+    try:
+        return DiffusionPipeline.from_pretrained(name, **options)
+    except OSError as error:
+        causes, cause = [], error
+        while cause is not None:
+            causes.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        known = (
+            (GatedRepoError, f"it is gated: accept its terms at https://huggingface.co/{name} and run `hf auth login`"),
+            (RevisionNotFoundError, f"it has no revision {options['revision']!r}"),
+            (RepositoryNotFoundError, "the Hub knows no such model, or it is private"),
+            (ConnectionError, "the Hub cannot be reached, and the model is not in the local cache"),
+        )
+        network = any(word in type(cause).__name__ for cause in causes for word in ("Connect", "Timeout", "Offline"))
+        reasons = [why for kind, why in known for cause in causes if isinstance(cause, kind)]
+        reason = reasons[0] if reasons else known[3][1] if network else str(error)
+        raise RuntimeError(f"model {name!r} was not loaded: {reason}") from error
 
 
 @contextmanager
@@ -188,7 +207,8 @@ def generate(pipe, prompts, *, seeds=0, **call) -> list:
     if silent:
         pipe.set_progress_bar_config(disable=True)
     try:
-        return list(pipe(**{target: prompts}, generator=generators, **call).images)
+        made = pipe(**{target: prompts}, generator=generators, **call)
+        return list(made.images if hasattr(made, "images") else made.frames)
     finally:
         if silent:
             del pipe._progress_bar_config

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch.utils._pytree import tree_leaves
 
-from .blocks import FAMILIES, cut, members, paste, target_tokens, transformers_of
+from .blocks import FAMILIES, UNKNOWN, cut, family_of, members, paste, target_tokens, transformers_of
 from .calls import Reader, pick
 from .infer import infer
 
@@ -73,9 +73,8 @@ def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image"):
                 hook = partial(_on_block, reader, tuple(zip(probes, wanted, strict=True)), block, part, stream)
                 handles.append(module.register_forward_hook(hook))
 
-    def learn(transformer, args, kwargs):  # an unknown class shows its layout at its first call
-        if type(transformer).__name__ not in FAMILIES:
-            FAMILIES[type(transformer).__name__] = infer(transformer, args, kwargs)
+    def learn(transformer, args, kwargs):  # a class that is not in the table shows its layout at its first call
+        FAMILIES[type(transformer).__name__] = infer(transformer, args, kwargs)
         install(transformer)
         learning.pop(transformer).remove()
 
@@ -83,7 +82,7 @@ def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image"):
     try:
         for transformer, bound in transformers_of(pipe):
             _refuse(transformer)
-            if type(transformer).__name__ in FAMILIES:
+            if type(transformer).__name__ in FAMILIES and family_of(transformer).doubled != UNKNOWN:
                 install(transformer)
             else:
                 learning[transformer] = transformer.register_forward_pre_hook(learn, with_kwargs=True)

@@ -1,10 +1,14 @@
 """blocks: every block once, in execution order."""
 
+import importlib
+
 import pytest
 import torch
 
 import massact_utils as mu
 import tiny
+
+table = importlib.import_module("massact_utils.blocks")  # the package's own attribute of that name is the function
 
 
 def test_blocks_are_listed_in_the_order_they_run(klein):
@@ -24,3 +28,93 @@ def test_blocks_are_listed_in_the_order_they_run(klein):
 def test_an_unknown_class_is_refused_by_name():
     with pytest.raises(TypeError, match=r"Linear is not a known Diffusion Transformer"):
         mu.blocks(torch.nn.Linear(1, 1))
+
+
+# ---------------------------------------------------------------- classes that are not in the table
+
+
+@pytest.fixture
+def unknown(monkeypatch):
+    """Takes a transformer's class out of the table."""
+
+    def forget(recipe):
+        monkeypatch.setattr(table, "FAMILIES", table.FAMILIES)
+        monkeypatch.delitem(table.FAMILIES, type(recipe.pipe.transformer).__name__)
+        return recipe
+
+    return forget
+
+
+INFERRED = ("flux", "klein_cfg", "sana_sprint", "hunyuanimage", "cogview4", "chroma", "glm", "longcat", "ovis")
+
+
+@pytest.mark.parametrize("name", INFERRED)
+def test_an_unknown_class_is_inferred_as_the_table_has_it(name, unknown):
+    recipe = getattr(tiny, name)()
+    sites = {}
+
+    def look(tokens, site):
+        sites.setdefault((site.layer, site.name, site.kind, site.step, site.branch), tokens.clone())
+
+    with mu.attach(recipe.pipe, look):
+        plain = tiny.run(recipe)
+    known, sites = sites, {}
+    unknown(recipe)
+    with mu.attach(recipe.pipe, look):
+        assert torch.equal(tiny.run(recipe), plain)
+    assert [at[1] for at in sites] == [at[1] for at in known]
+    assert all(torch.equal(a, b) for a, b in zip(sites.values(), known.values(), strict=True))
+    assert len(mu.blocks(recipe.pipe)) == len({at[0] for at in known})
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("kontext", "grid of its 30 image tokens"),
+        ("klein_references", "grid of its 664 image tokens"),
+        ("qwen", "grid of its 24 image tokens"),
+        ("z_image", "first tensor argument is not a batch of latents"),
+        ("lumina2", "not the same ones in every row"),
+        ("hidream", "does not pass one tensor from block to block"),
+        ("sd3", "which half of its doubled batch is conditional"),
+        ("wan", "grid of its 48 image tokens"),
+    ],
+)
+def test_what_cannot_be_inferred_is_refused_with_the_reason(name, reason, unknown):
+    recipe = unknown(getattr(tiny, name)())
+    with pytest.raises(TypeError, match=f"{reason}.*add a row"), mu.attach(recipe.pipe, lambda tokens, site: None):
+        tiny.run(recipe)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in recipe.pipe.transformer.modules())
+
+
+# ---------------------------------------------------------------- layouts told by arguments alone
+
+
+def test_layered_qwen_has_many_targets_and_one_reference():
+    shapes = [[(1, 4, 6)] * 3 + [(1, 2, 2)]]
+    layered = table._qwen(None, {"img_shapes": shapes, "additional_t_cond": torch.zeros(1)})
+    assert layered.grid == (3, 4, 6) and layered.stream == 76
+    assert table._qwen(None, {"img_shapes": shapes}).grid == (4, 6)
+
+
+def test_z_image_omni_puts_captions_and_references_before_the_target():
+    small, big = torch.zeros(4, 1, 4, 4), torch.zeros(4, 1, 8, 12)  # 4 and 24 tokens, padded to 32 each
+    texts = [[torch.zeros(5, 8), torch.zeros(40, 8)], [torch.zeros(3, 8), torch.zeros(3, 8)]]
+    layout = table._z_image(None, {"hidden_states": [[small, big], [small, big]], "cap_feats": texts})
+    assert layout.grid == (4, 6) and layout.before == [32, 32] and layout.joint == [32 + 96, 32 + 64]
+
+
+def test_glm_calls_that_fill_the_reference_cache_denoise_nothing():
+    from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
+
+    caches = GlmImageKVCache(num_layers=2)
+    caches.set_mode("write")
+    assert (
+        table._glm(tiny.glm().pipe.transformer, {"kv_caches": caches, "hidden_states": torch.zeros(1, 4, 8, 8)}) is None
+    )
+
+
+def test_a_stream_that_does_not_fit_the_layout_is_refused():
+    part, layout = table.DUAL, table.Layout((4, 6), 24)
+    with pytest.raises(ValueError, match=r"returned 25 tokens, which does not fit the 24 .*\(grid 4 x 6\)"):
+        table.target_tokens(part, layout, mu.Block(0, "transformer_blocks.0", "dual", 8), torch.zeros(1, 25, 8))

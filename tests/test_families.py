@@ -137,3 +137,79 @@ def test_a_planted_massive_channel_is_found_in_its_layer_and_not_before(recipe):
     assert found[at] == {(5, 19)}
     assert all((5, 19) not in found[layer] for layer in range(at))
     assert float(scores.sel(layer=at, channel=planted).min()) > 25
+
+
+# ---------------------------------------------------------------- what differs between families, one by one
+
+
+def test_several_images_of_a_prompt_are_rows_of_one_batch():
+    for recipe in (tiny.klein_cfg(), tiny.pixart()):
+        with mu.attach(recipe.pipe, Watch(keep=True), layers=0, steps=0) as watch:
+            tiny.run(recipe)
+            recipe = recipe._replace(call=lambda p, call=recipe.call: call(p[:1]) | {"num_images_per_prompt": 2})
+            tiny.run(recipe)
+        assert [s.rows for s in watch.sites] == [range(2), range(2)] and {s.branch for s in watch.sites} == {"cond"}
+        assert torch.allclose(watch.tokens[0][0], watch.tokens[1][0], atol=1e-5)  # the first row is the same image
+
+
+def test_without_guidance_a_doubled_family_has_one_branch():
+    recipe = tiny.sd3()
+    with mu.attach(recipe.pipe, Watch(), layers=0, branch="both") as watch:
+        tiny.run(recipe, guidance_scale=1.0)
+        tiny.run(recipe, guidance_scale=1.0, seeds=(3, 3))  # rows with the same noise are still two images
+    assert {s.branch for s in watch.sites} == {"cond"} and {s.rows for s in watch.sites} == {range(2)}
+
+
+def test_rows_that_look_like_guidance_and_are_not_are_refused():
+    recipe = tiny.pixart()
+    with pytest.raises(RuntimeError, match="own seed"), mu.attach(recipe.pipe, Watch()):
+        tiny.run(recipe, guidance_scale=1.0, seeds=(3, 3))
+    with mu.attach(recipe.pipe, Watch(), layers=0) as watch:
+        tiny.run(recipe, guidance_scale=1.0)
+    assert [s.rows for s in watch.sites] == [range(2)] * 3
+
+
+def test_a_step_before_image_to_image_begins_is_refused():
+    recipe = tiny.flux_img2img()
+    with pytest.raises(ValueError, match="step 1 is not run: this generation begins at step 2"):
+        with mu.attach(recipe.pipe, Watch(), steps=[1, 2]):
+            tiny.run(recipe)
+
+
+def test_the_second_transformer_of_wan_has_the_same_layers():
+    recipe = tiny.wan22()
+    called = []
+    for name in ("transformer", "transformer_2"):
+        getattr(recipe.pipe, name).register_forward_pre_hook(lambda module, args, name=name: called.append(name))
+    with mu.attach(recipe.pipe, Watch(), layers=1) as watch:
+        tiny.run(recipe, num_inference_steps=4)
+    assert set(called) == {"transformer", "transformer_2"}
+    assert [(s.step, s.layer) for s in watch.sites] == [(step, 1) for step in range(4)]
+
+
+def test_text_stream_leaves_registers_out():
+    recipe = tiny.auraflow()
+    with mu.attach(recipe.pipe, Watch(), stream="text") as watch:
+        tiny.run(recipe)
+    assert {s.name for s in watch.sites} == {"joint_transformer_blocks.0", "joint_transformer_blocks.1"}
+    assert {shape for shape in watch.tokens} == {(2, 5, 32)}  # as many as the prompt has, without the eight registers
+    with pytest.raises(ValueError, match="no text stream"), mu.attach(tiny.sana().pipe, Watch(), stream="text"):
+        pass
+
+
+def test_omnigen_reads_its_branches_and_the_tail():
+    model = tiny.omnigen()
+    latents, ids = torch.randn(1, 4, 8, 12).repeat(2, 1, 1, 1), torch.ones(2, 5, dtype=torch.long)
+    length = 5 + 1 + 24
+    with mu.attach(model, Watch(), branch="both") as watch, torch.no_grad():
+        mask = torch.ones(2, length, length)
+        model(latents, torch.full((2,), 0.5), ids, [], {}, mask, torch.arange(length).repeat(2, 1))
+    assert {(s.branch, s.grid, s.rows) for s in watch.sites} == {(b, (4, 6), range(1)) for b in ("cond", "uncond")}
+
+
+def test_generate_takes_class_labels_where_a_pipeline_has_no_prompts():
+    pipe = tiny.dit().pipe
+    images = mu.generate(pipe, [3, 7], seeds=[1, 2], num_inference_steps=2)
+    assert [image.size for image in images] == [(64, 64)] * 2
+    with pytest.raises(TypeError, match="'a cat' is not a class label"):
+        mu.generate(pipe, "a cat")

@@ -1,10 +1,12 @@
 """load and generate: names, folders, seeds, and the errors that come before any generation."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import errors
 
 import massact_utils as mu
 import tiny
@@ -62,6 +64,44 @@ def test_names_and_folders_that_are_no_model(tmp_path):
     (tmp_path / "unet" / "weights.bin").touch()
     with pytest.raises(FileNotFoundError, match=r"no .*safetensors"):
         mu.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (errors.GatedRepoError, "gated: accept its terms at https://huggingface.co/some/model"),
+        (errors.RepositoryNotFoundError, "knows no such model"),
+        (errors.RevisionNotFoundError, "no revision 'old'"),
+        (ConnectionError, "cannot be reached"),
+    ],
+)
+def test_a_model_the_hub_does_not_hand_over_says_why(monkeypatch, cause, message):
+    def fail(name, **options):
+        assert options["use_safetensors"] and "trust_remote_code" not in options and options["revision"] == "old"
+        raise OSError("cannot load") from cause.__new__(cause)
+
+    monkeypatch.setattr(models.HfApi, "model_info", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(models.DiffusionPipeline, "from_pretrained", fail)
+    with pytest.raises(RuntimeError, match=f"'some/model' was not loaded: .*{message}"):
+        mu.load("some/model", revision="old", device="cpu")
+
+
+def test_the_size_is_told_before_a_download(monkeypatch, capsys, klein):
+    files = [
+        SimpleNamespace(rfilename="transformer/a.safetensors", size=8e9),
+        SimpleNamespace(rfilename="x.bin", size=9),
+    ]
+    monkeypatch.setattr(models.HfApi, "model_info", lambda *args, **options: SimpleNamespace(siblings=files))
+    monkeypatch.setattr(models.DiffusionPipeline, "from_pretrained", lambda name, **options: klein)
+    mu.load("flux.2-klein-4b", device="cpu")
+    assert "FLUX.2-klein-4B: 8.0 GB of weights" in capsys.readouterr().out
+
+
+def test_defaults_of_known_models_are_arguments_of_a_call(klein):
+    for name, (where, call) in models.KNOWN.items():
+        assert {"num_inference_steps", "height", "width"} <= set(call), name
+        assert "guidance_scale" in call or "true_cfg_scale" in call, name
+        assert models._resolve(name) == where if name != "toy" else where.is_absolute()
 
 
 def test_noise_of_a_row_depends_on_its_seed_alone(klein):

@@ -228,3 +228,101 @@ def test_a_bare_transformer_counts_its_own_steps_and_passes(klein):
     assert len({s.generation for s in watch.sites}) == 2
     with pytest.raises(ValueError, match=r"attach to the pipeline"), mu.attach(transformer, Watch(), steps=-1):
         pass
+
+
+# ---------------------------------------------------------------- memory helpers: the same tokens, edits and images
+
+
+def run_with(pipe, prepare):
+    """Final latents under an edit, and the statistics, with a memory helper switched on before or inside attach."""
+    made = []
+    for inside in (False, True):
+        fresh = pipe()
+        if not inside:
+            prepare(fresh)
+        with (
+            mu.attach(fresh, mu.ChannelStats()) as stats,
+            mu.attach(fresh, lambda x, s: 0.5 * x, layers=1, branch="cond"),
+        ):
+            if inside:
+                prepare(fresh)
+            made.append((latents(fresh), stats.dataset().mean_abs.values))
+        assert hooks(fresh) == 0
+    return made
+
+
+def group_offload(pipe, level):
+    pipe.transformer.enable_group_offload(
+        onload_device=torch.device("cpu"),
+        offload_device=torch.device("cpu"),
+        offload_type=level,
+        num_blocks_per_group=1,
+    )
+
+
+def sequential_offload(pipe):
+    from accelerate import cpu_offload
+
+    cpu_offload(pipe.transformer, execution_device=torch.device("cpu"))
+
+
+def model_offload(pipe):
+    from accelerate import cpu_offload_with_hook
+
+    cpu_offload_with_hook(pipe.transformer, execution_device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        sequential_offload,
+        model_offload,
+        lambda pipe: group_offload(pipe, "block_level"),
+        lambda pipe: group_offload(pipe, "leaf_level"),
+        lambda pipe: pipe.transformer.enable_gradient_checkpointing(),
+        lambda pipe: pipe.transformer.compile_repeated_blocks(backend="eager"),
+    ],
+    ids=["sequential", "model", "group-blocks", "group-leaves", "checkpointing", "compiled blocks"],
+)
+def test_memory_helpers_change_nothing(prepare):
+    (wanted, table), _ = run_with(tiny.klein, lambda pipe: None)
+    for image, seen in run_with(tiny.klein, prepare):
+        torch.testing.assert_close(image, wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(seen), torch.tensor(table), rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_compiled_and_run_before_attach_still_show_their_tokens(klein):
+    pipe = tiny.klein()
+    pipe.transformer.compile_repeated_blocks(backend="eager")
+    plain = latents(pipe)
+    with mu.attach(pipe, lambda x, s: 0.5 * x, layers=1):
+        edited = latents(pipe)
+    assert not torch.equal(edited, plain) and torch.equal(latents(pipe), plain)
+
+
+def test_gradients_pass_through_an_edit_under_checkpointing(klein):
+    """A second run of a block in the backward pass edits again: the gradient is the one without checkpointing."""
+
+    def gradient(transformer):
+        x = torch.randn(1, 24, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        ids = torch.cartesian_prod(*map(torch.arange, (1, 4, 6, 1)))
+        text = torch.cartesian_prod(*map(torch.arange, (1, 1, 1, 3)))
+        with mu.attach(transformer, lambda tokens, site: tokens * 0.5, layers=[1, 3]):
+            out = transformer(x, torch.zeros(1, 3, 48), torch.ones(1), ids, text, None, return_dict=False)[0]
+            out.square().sum().backward()
+        return x.grad
+
+    plain = gradient(tiny.klein().transformer)
+    checkpointed = tiny.klein().transformer.train()
+    checkpointed.enable_gradient_checkpointing()
+    torch.testing.assert_close(gradient(checkpointed), plain)
+
+
+def test_int8_weights():
+    quantization = pytest.importorskip("torchao.quantization")
+    pipe = tiny.klein()
+    pipe.to(torch.bfloat16)
+    quantization.quantize_(pipe.transformer, quantization.Int8WeightOnlyConfig())
+    with mu.attach(pipe, mu.ChannelStats(), lambda x, s: x.clone()) as (stats, _):
+        latents(pipe)
+    assert stats.dataset().attrs["dtype"] == "bfloat16"

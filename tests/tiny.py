@@ -132,7 +132,7 @@ def plant(block, channels, value):
     block.forward = planted
     return lambda: delattr(block, "forward")
 
-    """Make a block add `value` to some channels of all it returns, text and image, as a bias would; gives the undoing."""
+    """Make a block add `value` to some channels of all it returns, text and image, as a bias; gives the undoing."""
 
 
 class Recipe(NamedTuple):
@@ -909,6 +909,26 @@ def ltx():
     pipe = diffusers.LTXPipeline(flow(), None, None, None, model)
     return Recipe(
         pipe, lambda p: masked_call(p, num_frames=9, height=128, width=192), grid=(2, 4, 6), branches=("uncond", "cond")
+    )
+
+
+def omnigen():
+    """The transformer alone: its pipeline needs torchvision."""
+    return seeded(
+        diffusers.OmniGenTransformer2DModel,
+        in_channels=4,
+        hidden_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        num_layers=3,
+        pad_token_id=0,
+        vocab_size=10,
+        max_position_embeddings=64,
+        original_max_position_embeddings=64,
+        rope_scaling={"short_factor": [1.0] * 8, "long_factor": [1.0] * 8},
+        pos_embed_max_size=16,
+        time_step_dim=16,
     )
 
 
