@@ -1,6 +1,6 @@
 SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: environment workbook test lint notebooks help
+.PHONY: environment workbook test lint notebooks bench help
 
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -18,6 +18,7 @@ help:
 	@echo "make workbook    execute every notebook into runs/workbook/, with HTML"
 	@echo "make test        unit tests, doctests, and the committed notebooks compared with a fresh run"
 	@echo "make lint        ruff over code and notebooks"
+	@echo "make bench       what a probe costs, measured here; quarter of an hour, on a machine with nothing else to do"
 	@echo "make notebooks   execute the notebooks in place, outputs and counts kept, for committing"
 	@echo
 	@echo "PYTHON=python3.12        the interpreter .venv is made from (3.11 or newer; now: $(PYTHON))"
@@ -60,3 +61,7 @@ notebooks: $(STAMP)
 	  $(BIN)/python -m nbconvert --to notebook --execute --inplace "$$nb"; \
 	  $(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "$(VOLATILE)" "$$nb"; done
 	@mkdir -p docs && cp runs/01_statistics/spectrum.png docs/01_statistics.png  # the README's figure
+
+bench: $(STAMP)
+	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[bench]' | $(QUIETER)
+	$(BIN)/python benchmarks/probe_cost.py

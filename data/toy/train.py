@@ -464,14 +464,14 @@ def new_clip():
     clip = CLIPModel(config)
     with torch.no_grad():  # a position is easier to read off sines than off small random vectors
         axis = torch.arange(8)[:, None] * torch.logspace(0, -1.5, 32)
-        waves = torch.cat([axis.sin(), axis.cos()], 1) * 0.2  # 8 64
+        waves = torch.cat([axis.sin(), axis.cos()], 1) * 0.8  # 8 64
         grid = torch.cat([waves[:, None].expand(8, 8, 64), waves[None].expand(8, 8, 64)], -1).flatten(0, 1)
         clip.vision_model.embeddings.position_embedding.weight[1:] = grid
     return clip.to(DEVICE), CLIPProcessor(image_processor=images, tokenizer=tokenizer)
 
 
-def outline(masks, size=16):
-    """Each subject cut out by its bounding box and resized: masks (B, H, W) bool -> (B, size * size) float."""
+def outlines(masks, size=16):
+    """Each subject cut out by its box and resized (B, size * size), and the boxes (B, 4): half sizes, centres."""
     index = torch.arange(masks.shape[-1], device=masks.device) / masks.shape[-1] * 2 - 1
     theta = torch.zeros(len(masks), 2, 3, device=masks.device)
     for axis, present in ((0, masks.any(1)), (1, masks.any(2))):  # x, y
@@ -479,17 +479,19 @@ def outline(masks, size=16):
         high = torch.where(present, index, -2.0).amax(1)
         theta[:, axis, axis], theta[:, axis, 2] = (high - low) / 2 + 0.02, (high + low) / 2
     where = F.affine_grid(theta, (len(masks), 1, size, size), align_corners=False)
-    return F.grid_sample(masks[:, None].float(), where, align_corners=False).flatten(1)
+    cut = F.grid_sample(masks[:, None].float(), where, align_corners=False).flatten(1)
+    return cut, torch.stack([theta[:, 0, 0], theta[:, 1, 1], theta[:, 0, 2], theta[:, 1, 2]], 1)
 
 
 def train_clip(minutes, batch=48):
     """Contrastive on whole captions, plus the zero-shot read-out of each attribute it will be used for.
 
-    Two heads that are thrown away afterwards speed it up: the subject's place (from the patch tokens) and its outline
-    (from the image embedding).
+    Three heads that are thrown away afterwards speed it up: which patches the subject covers (from the patch tokens),
+    its outline and its box (from the image embedding; without the box, positions stayed unread).
     """
     clip, processor = new_clip()
-    heads = torch.nn.ModuleDict({"where": torch.nn.Linear(128, 1), "outline": torch.nn.Linear(96, 256)}).to(DEVICE)
+    sizes = {"where": (128, 1), "outline": (96, 256), "box": (96, 4)}
+    heads = torch.nn.ModuleDict({name: torch.nn.Linear(*size) for name, size in sizes.items()}).to(DEVICE)
     stage = Stage("clip", minutes, 1.5e-3, {"clip": clip, "heads": heads}, warmup=200)
     forward = torch.compile(clip, dynamic=False)
     names = list(toyworld.ATTRIBUTES)
@@ -504,13 +506,15 @@ def train_clip(minutes, batch=48):
             out = forward(pixel_values=images, **tokens)
             where = heads["where"](out.vision_model_output.last_hidden_state[:, 1:]).float().squeeze(-1)
             drawn = heads["outline"](out.vision_model_output.pooler_output).float()
+            framed = heads["box"](out.vision_model_output.pooler_output).float()
         logits = out.logits_per_image.float()  # batch, questions + captions
         whole = logits[:, len(questions) :]
         target = torch.arange(batch, device=DEVICE)
         loss, at = 0.25 * (F.cross_entropy(whole, target) + F.cross_entropy(whole.T, target)), 0
         share = F.avg_pool2d(masks[:, None].float(), 12).flatten(1)  # of each patch
         loss = loss + 5 * F.binary_cross_entropy_with_logits(where, share)
-        loss = loss + 5 * F.binary_cross_entropy_with_logits(drawn, outline(masks))
+        cut, boxes = outlines(masks)
+        loss = loss + 5 * F.binary_cross_entropy_with_logits(drawn, cut) + 5 * F.mse_loss(framed, boxes)
         for name in names:
             words = toyworld.ATTRIBUTES[name]
             answer = torch.tensor([words.index(getattr(s, name)) for s in scenes], device=DEVICE)
