@@ -20,7 +20,7 @@ import massact_utils as mu
 from massact_utils import metrics, toyworld
 
 HERE = Path(__file__).parent
-N, SEED = 256, 777  # no training stage renders with this seed
+N, SEED = 256, 10**9  # no training stage renders with this seed
 GOALS = {"colour": 0.95, "background": 0.95, "pattern": 0.90, "size": 0.90, "position": 0.90, "shape": 0.80}
 
 

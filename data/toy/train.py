@@ -8,7 +8,8 @@
 Two processes with a thread each (torchrun) train 1.5 times as fast as one with two threads.
 
 A stage's state lives in runs/toy/<stage>.pt (not in git); its result is written to data/toy/<stage>/. `--minutes` is
-the budget of the whole stage, over all its runs, since learning rates decay to zero at its end.
+the budget of the whole stage, over all its runs, since learning rates decay to zero at its end. With `--warm` and no
+such state, a stage starts from the published weights, on the full grid.
 """
 
 import argparse
@@ -47,6 +48,7 @@ STATE = HERE.parents[1] / "runs" / "toy"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZE = 96  # pixels; the autoencoder halves twice and patches are 2 x 2, so the grid is 12 x 12
 TEXT_LENGTH = 24  # tokens, chat template included
+COARSE = 0.3  # share of klein's budget spent on the coarse grid
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -77,7 +79,7 @@ class Stage:
         decay, plain = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
-        self.parameters, self.step, self.spent, self.extra = parameters, 0, 0.0, {}
+        self.parameters, self.step, self.spent, self.extra, self.warmed = parameters, 0, 0.0, {}, 0
         self.path = STATE / f"{name}.pt"
         if self.path.exists():
             state = torch.load(self.path, map_location=DEVICE, weights_only=False)
@@ -120,7 +122,10 @@ class Stage:
         )
         last, saved, shown = time.monotonic(), time.monotonic(), self.extra.get("loss")
         while (share := self.share()) < 1:
-            rate = self.lr * min(1, (self.step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * share)) + 1e-6
+            rate = (
+                self.lr * min(1, (self.step + 1 - self.warmed) / self.warmup) * 0.5 * (1 + math.cos(math.pi * share))
+                + 1e-6
+            )
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             loss = loss_of(share)
@@ -169,8 +174,10 @@ def patchify(latents):  # B C 2h 2w -> B 4C h w
     return Flux2KleinPipeline._patchify_latents(latents)
 
 
-def train_vae(minutes):
+def train_vae(minutes, warm=False):
     vae = new_vae()
+    if warm:
+        vae = AutoencoderKLFlux2.from_pretrained(HERE / "klein", subfolder="vae", torch_dtype=torch.float32).to(DEVICE)
     stage = Stage("vae", minutes, 2e-3, {"vae": vae})
     vae.train()
 
@@ -275,18 +282,32 @@ def tokenised(tokenizer, prompts):
     return out["input_ids"], out["attention_mask"]
 
 
+def subject_weights(scenes, grid):
+    """Weight of each token in the loss, (n, grid * grid): 4 where the caption puts the subject, 1 elsewhere, mean 1.
+
+    It follows from the caption alone, so the model's optimum stays the same; subjects cover a few tokens only.
+    """
+    axis = (torch.arange(grid) + 0.5) / grid * 2 - 1
+    x, y = axis[None, None, :], axis[None, :, None]
+    at = torch.tensor([toyworld.POSITIONS[s.position] for s in scenes])[..., None, None]
+    radius = torch.tensor([toyworld.SIZES[s.size] for s in scenes])[:, None, None]
+    weight = torch.where((x - at[:, 0]) ** 2 + (y - at[:, 1]) ** 2 < (1.25 * radius) ** 2, 4.0, 1.0).flatten(1)
+    return weight / weight.mean(1, keepdim=True)
+
+
 @torch.no_grad()
 def cached_latents(vae, tokenizer, n, size, seed):
-    """Normalised patch latents (n, tokens, 32) and tokenised captions of n scenes."""
+    """Normalised patch latents (n, tokens, 32), tokenised captions and loss weights (n, tokens) of n scenes."""
     std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
-    latents, captions = [], []
+    latents, drawn = [], []
     for i in tqdm(range(128 * RANK, n, 128 * WORLD), desc=f"latents at {size}", mininterval=10, disable=RANK > 0):
         scenes, images, _ = scenes_as_tensors(128, seed=seed + i, size=size)
         with bf16():
             z = patchify(vae.encode(images).latent_dist.sample().float())
         latents.append(((z - vae.bn.running_mean.view(1, -1, 1, 1)) / std).flatten(2).mT.half())
-        captions += [toyworld.caption(s) for s in scenes]
-    return torch.cat(latents), *tokenised(tokenizer, captions)
+        drawn += scenes
+    captions = [toyworld.caption(scene) for scene in drawn]
+    return torch.cat(latents), *tokenised(tokenizer, captions), subject_weights(drawn, size // 8)
 
 
 def velocity(text_encoder, transformer, ids, attention, noisy, sigma, grid):
@@ -346,10 +367,15 @@ def channel_magnitudes(text_encoder, transformer, batch, sigmas=(0.2, 0.5, 0.9))
     return pd.concat(frames)
 
 
-def train_klein(minutes):
-    vae = AutoencoderKLFlux2.from_pretrained(STATE / "vae").to(DEVICE).eval()
+def train_klein(minutes, warm=False):
+    folder, part = (HERE / "klein", "vae") if warm else (STATE / "vae", None)
+    vae = AutoencoderKLFlux2.from_pretrained(folder, subfolder=part, torch_dtype=torch.float32).to(DEVICE).eval()
     tokenizer = new_tokenizer()
     text_encoder, transformer = new_klein(tokenizer)
+    if warm:
+        published = Flux2KleinPipeline.from_pretrained(HERE / "klein", torch_dtype=torch.float32)
+        text_encoder.load_state_dict(published.text_encoder.float().state_dict())
+        transformer.load_state_dict(published.transformer.state_dict())
     ema = torch.nn.ModuleDict(
         dict(zip(("text_encoder", "transformer"), new_klein(tokenizer), strict=True))
     ).requires_grad_(False)
@@ -359,12 +385,18 @@ def train_klein(minutes):
         "klein", minutes, 1.2e-3, {"text_encoder": text_encoder, "transformer": transformer, "ema": ema}, warmup=300
     )
     history = stage.extra.setdefault("history", {"losses": [], "emergence": [], "samples": 0, "recent": []})
+    if warm and stage.step == 0:  # the records go on where the published ones end
+        history["losses"] = list(pd.read_parquet(HERE / "losses.parquet").itertuples(index=False, name=None))
+        history["emergence"] = [pd.read_parquet(HERE / "emergence.parquet")]
+        stage.step, history["samples"] = history["losses"][-1][0] + 1, history["losses"][-1][1]
+        stage.warmed = stage.step
     moments = set(np.unique(np.geomspace(1, 10**4, 42).astype(int)).tolist())
-    coarse, fine = (
-        cached_latents(vae, tokenizer, n, size, seed) for n, size, seed in ((32768, 48, 10**6), (24576, 96, 2 * 10**6))
-    )
+    fresh = 10**6 + 10**3 * stage.step  # a run that resumes draws other scenes
+    fine = cached_latents(vae, tokenizer, 16384, SIZE, 2 * fresh)
+    until = 0 if warm else COARSE
+    coarse = cached_latents(vae, tokenizer, 32768, SIZE // 2, fresh) if stage.share() < until else None
     empty = tokenised(tokenizer, [""])
-    fixed, *fixed_text = cached_latents(vae, tokenizer, 128 * WORLD, SIZE, 3 * 10**6)
+    fixed, *fixed_text, _ = cached_latents(vae, tokenizer, 128 * WORLD, SIZE, 3 * 10**6)
     fixed = (fixed[:16].float(), *(t[:16].to(DEVICE) for t in fixed_text))
     fixed = (*fixed, torch.randn(fixed[0].shape, generator=torch.Generator().manual_seed(0)).to(DEVICE))
     forward = torch.compile(velocity, dynamic=False)
@@ -374,13 +406,13 @@ def train_klein(minutes):
         if stage.step in moments and RANK == 0:
             frame = channel_magnitudes(text_encoder, transformer, fixed).assign(step=stage.step)
             stage.extra["history"]["emergence"].append(frame)
-        latents, ids, attention = coarse if share < 0.35 else fine
-        batch = (32 if share < 0.35 else 24) // WORLD
+        latents, ids, attention, weight = coarse if share < until else fine
+        batch = (32 if share < until else 24) // WORLD
         rows = torch.randint(len(latents), (batch,))
         x, ids, attention = latents[rows].to(DEVICE).float(), ids[rows], attention[rows]
         dropped = torch.rand(batch) < 0.1
         ids, attention = (torch.where(dropped[:, None], e, t) for e, t in zip(empty, (ids, attention), strict=True))
-        if share < 0.35:  # a caption has 17 tokens; padding is learnt at the full grid
+        if share < until:  # a caption has 17 tokens; padding is learnt at the full grid
             ids, attention = ids[:, :18], attention[:, :18]
         ids, attention = ids.to(DEVICE), attention.to(DEVICE)
         sigma = torch.sigmoid(0.4 + torch.randn(batch, device=DEVICE))
@@ -388,7 +420,7 @@ def train_klein(minutes):
         noisy = x + sigma.view(-1, 1, 1) * (noise - x)
         with bf16():
             predicted = forward(text_encoder, transformer, ids, attention, noisy, sigma, math.isqrt(x.shape[1]))
-        loss = F.mse_loss(predicted.float(), noise - x)
+        loss = ((predicted.float() - noise + x).square().mean(-1) * weight[rows].to(DEVICE)).mean()
         with torch.no_grad():  # the average follows the weights of the step before
             decay = min(0.999, (1 + stage.step) / (10 + stage.step))
             for average, module in ((ema["text_encoder"], text_encoder), (ema["transformer"], transformer)):
@@ -483,13 +515,15 @@ def outlines(masks, size=16):
     return cut, torch.stack([theta[:, 0, 0], theta[:, 1, 1], theta[:, 0, 2], theta[:, 1, 2]], 1)
 
 
-def train_clip(minutes, batch=48):
+def train_clip(minutes, warm=False, batch=48):
     """Contrastive on whole captions, plus the zero-shot read-out of each attribute it will be used for.
 
     Three heads that are thrown away afterwards speed it up: which patches the subject covers (from the patch tokens),
     its outline and its box (from the image embedding; without the box, positions stayed unread).
     """
     clip, processor = new_clip()
+    if warm:
+        clip.load_state_dict(CLIPModel.from_pretrained(HERE / "clip", dtype=torch.float32).state_dict())
     sizes = {"where": (128, 1), "outline": (96, 256), "box": (96, 4)}
     heads = torch.nn.ModuleDict({name: torch.nn.Linear(*size) for name, size in sizes.items()}).to(DEVICE)
     stage = Stage("clip", minutes, 1.5e-3, {"clip": clip, "heads": heads}, warmup=200)
@@ -528,7 +562,7 @@ def train_clip(minutes, batch=48):
     note("clip", minutes=minutes, steps=stage.step, samples=stage.step * batch, loss=loss)
 
 
-def train_segmenter(minutes, batch=16):
+def train_segmenter(minutes, warm=False, batch=16):
     config = SegformerConfig(
         num_encoder_blocks=3,
         depths=[1, 1, 1],
@@ -546,6 +580,8 @@ def train_segmenter(minutes, batch=16):
         label2id={"background": 0, "subject": 1},
     )
     model = SegformerForSemanticSegmentation(config).to(DEVICE)
+    if warm:
+        model = SegformerForSemanticSegmentation.from_pretrained(HERE / "segmenter", dtype=torch.float32).to(DEVICE)
     stage = Stage("segmenter", minutes, 1e-3, {"segmenter": model}, warmup=200)
 
     def loss_of(share):
@@ -582,8 +618,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--minutes", type=float, required=True, help="budget of the stage over all its runs")
+    parser.add_argument("--warm", action="store_true", help="start from the published weights in data/toy")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     if WORLD > 1:
         dist.init_process_group("gloo")
-    stages[arguments.stage](arguments.minutes)
+    stages[arguments.stage](arguments.minutes, arguments.warm)
