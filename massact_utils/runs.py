@@ -29,7 +29,9 @@ def parameters(namespace: dict) -> dict:
     if "In" not in namespace:
         raise RuntimeError("no executed cells (`In`) in this namespace; call parameters(globals()) in a notebook")
     cells = namespace["In"]
-    names = list(dict.fromkeys(name for cell in cells for name in declared(cell)))
+    recalled = [name for cell in cells for name in declared(cell)]
+    noted = namespace.get("__annotations__", ())  # nbval runs cells that `In` does not recall
+    names = [name for name in dict.fromkeys([*recalled, *noted]) if name in namespace]
     if not names:
         raise RuntimeError("no executed cell declares a parameter, as in `k: int = 12`; run the parameters cell first")
     given = [

@@ -98,3 +98,9 @@ def test_papermill_itself_stops_at_a_misspelt_parameter(folder):
         papermill.execute_notebook(notebook, "out.ipynb", parameters={"kk": 3}, progress_bar=False)
     done = papermill.execute_notebook(notebook, "out.ipynb", parameters={"k": 3}, progress_bar=False)
     assert done.cells[-1].outputs[0].text == "{'k': 3, 'layers': None, 'out_dir': 'out'}\n"
+
+
+def test_parameters_where_in_recalls_nothing():
+    """nbval runs cells without history; their annotations still stand in the namespace."""
+    namespace = {"In": [""], "__annotations__": {"k": int}, "k": 3}
+    assert runs.parameters(namespace) == {"k": 3}
