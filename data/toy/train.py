@@ -388,7 +388,7 @@ def train_klein(minutes, warm=False):
     if warm and stage.step == 0:  # the records go on where the published ones end
         history["losses"] = list(pd.read_parquet(HERE / "losses.parquet").itertuples(index=False, name=None))
         history["emergence"] = [pd.read_parquet(HERE / "emergence.parquet")]
-        stage.step, history["samples"] = history["losses"][-1][0] + 1, history["losses"][-1][1]
+        stage.step, history["samples"] = int(history["emergence"][0].step.max()) + 1, history["losses"][-1][1]
         stage.warmed = stage.step
     moments = set(np.unique(np.geomspace(1, 10**4, 42).astype(int)).tolist())
     fresh = 10**6 + 10**3 * stage.step  # a run that resumes draws other scenes
