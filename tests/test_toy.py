@@ -84,3 +84,8 @@ def test_it_is_small():
     assert sum(sizes.values()) <= 25 * 2**20
     assert sizes[TOY / "emergence.parquet"] <= 3 * 2**20
     assert not [path for path in sizes if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+
+
+def test_no_local_path_is_published():
+    configs = [path for path in TOY.rglob("*.json") if path.is_file()]
+    assert configs and not [path for path in configs if '_or_path": "/' in path.read_text()]

@@ -450,6 +450,7 @@ def train_klein(minutes, warm=False):
 
 def save_klein(vae, text_encoder, transformer, tokenizer):
     """The embedded pipeline: float16 weights, a scheduler with a fixed shift (the grid never changes much)."""
+    vae.register_to_config(_name_or_path="")  # else the folder it was loaded from is published
     pipe = Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0),
         vae=vae,
