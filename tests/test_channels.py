@@ -7,6 +7,7 @@ import xarray as xr
 
 import massact_utils as mu
 import tiny
+from massact_utils.channels import _moments
 
 PROMPTS = ["a red star", "a blue circle", "a small star"]
 
@@ -37,6 +38,14 @@ def test_statistics_equal_sums_over_kept_tokens(klein):
     assert data.timestep.values.tolist() == klein.scheduler.timesteps.tolist()
     assert data.name.values.tolist() == [b.name for b in mu.blocks(klein)]
     assert data.kind.values.tolist() == ["dual"] * 2 + ["single"] * 3
+
+
+@pytest.mark.parametrize("n", [1, 512, 1300])  # one part, just one, and several with a rest
+def test_statistics_of_large_states_are_taken_in_parts(n):
+    tokens = torch.randn(2, n, 512, generator=torch.Generator().manual_seed(n))
+    exact = tokens.double()
+    oracle = [exact.abs().mean(1), exact.mean(1), exact.abs().amax(1), exact.square().mean(1)]
+    torch.testing.assert_close(_moments(tokens).double(), torch.stack(oracle), atol=1e-6, rtol=1e-5)
 
 
 def test_images_of_several_generations_stand_one_after_the_other(klein):
