@@ -58,7 +58,7 @@ KNOWN = {
         "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
         MEGAPIXEL | dict(num_inference_steps=20, guidance_scale=4.5),
     ),
-    "z-image-turbo": ("Tongyi-MAI/Z-Image-Turbo", MEGAPIXEL | dict(num_inference_steps=9, guidance_scale=0.0)),
+    "z-image-turbo": ("Tongyi-MAI/Z-Image-Turbo", MEGAPIXEL | dict(num_inference_steps=8, guidance_scale=0.0)),
 }
 OFFLOAD = ("model", "sequential", "group")
 
