@@ -4,22 +4,26 @@ Axes, everywhere in this order: B rows of the batch, S steps, L layers, N image 
 chosen channels.
 """
 
-from . import metrics, models, plots, runs, toyworld
+from . import latents, metrics, models, plots, runs, toyworld
 from .blocks import Block, blocks
 from .channels import ChannelStats, select_channels
 from .models import generate, load
 from .probes import Site, attach
+from .transport import Transport, noised_source
 
 __all__ = [
     "Block",
     "ChannelStats",
     "Site",
+    "Transport",
     "attach",
     "blocks",
     "generate",
+    "latents",
     "load",
     "metrics",
     "models",
+    "noised_source",
     "plots",
     "runs",
     "select_channels",

@@ -202,13 +202,18 @@ def generate(pipe, prompts, *, seeds=0, **call) -> list:
     for name in ("negative_prompt", "negative_prompt_2", "negative_prompt_3"):
         if isinstance(call.get(name), str):
             call[name] = [call[name]] * len(prompts)
+    made = quietly(pipe, seeds, **{target: prompts}, **call)
+    return list(made.images if hasattr(made, "images") else made.frames)
+
+
+def quietly(pipe, seeds, **call):
+    """A pipeline's own output, each row's noise from its seed on the CPU; no progress bar unless the user set one."""
     generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
     silent = not hasattr(pipe, "_progress_bar_config")
     if silent:
         pipe.set_progress_bar_config(disable=True)
     try:
-        made = pipe(**{target: prompts}, generator=generators, **call)
-        return list(made.images if hasattr(made, "images") else made.frames)
+        return pipe(generator=generators, **call)
     finally:
         if silent:
             del pipe._progress_bar_config

@@ -1,0 +1,145 @@
+"""Transport: massive channels of one trajectory carried into another (arXiv 2605.13974, step 3 of the method).
+
+record = mu.Record(k=12)
+with mu.attach(pipe, record):                                # the source
+    mu.generate(pipe, "a red fox in the snow")
+with mu.attach(pipe, mu.Transport(record, mask=subject)):    # the target
+    images = mu.generate(pipe, "a grey wolf in the snow")
+"""
+
+import inspect
+import math
+
+import numpy as np
+import torch
+
+from . import models
+from .latents import noised
+from .probes import attach
+from .spatial import Record
+
+
+class Transport:
+    """A probe that edits: under a mask, the recorded channels move from the target's values towards the source's.
+
+    At every site, x + mask * strength * (source - x) for the K channels recorded there; the site's own timestep names
+    the recorded step. `strength` from 0 (nothing changes) to 1 is one number, or one for each row of the batch. `mask`
+    (H, W), or (B, H, W) for each row, is bool or a weight from 0 to 1 and is brought to the tokens' grid (a bool one
+    stays hard); None is everywhere. `rows` says which recorded image each row takes, None for a row left alone; without
+    it one recorded image serves all rows, or as many as rows one each. Several Transports in one `attach` are the arms
+    of a comparison. A record holds steps * layers * N * K values (FLUX.2-klein-4B at 1024 x 1024, K = 12: 10 MB).
+
+    Raises ValueError for a strength or mask outside 0 to 1 and an empty record; in use, for rows, masks or strengths
+    that do not fit the batch, another grid or other blocks, and a timestep that was not recorded; KeyError for a layer
+    that was not.
+    """
+
+    edits = True
+
+    def __init__(self, record: Record, *, strength=1.0, mask=None, rows=None):
+        if not record.sites:
+            raise ValueError("the Record has seen no tokens: generate inside `with mu.attach(pipe, record):` first")
+        self.record, self.rows = record, rows
+        self.strength = torch.as_tensor(strength, dtype=torch.float32)
+        if self.strength.ndim > 1 or not ((self.strength >= 0) & (self.strength <= 1)).all():
+            raise ValueError(f"strength {strength!r} is not a number from 0 to 1, or one for each row")
+        self.mask, self.hard = None, False
+        if mask is not None:
+            mask = torch.as_tensor(np.asarray(mask))
+            self.hard = mask.dtype == torch.bool
+            self.mask = mask.float() if mask.ndim == 3 else mask.float()[None]  # 1 or B, H, W
+            if self.mask.ndim != 3 or not ((self.mask >= 0) & (self.mask <= 1)).all():
+                raise ValueError(f"mask {tuple(mask.shape)} has to be (H, W) or (B, H, W), bool or from 0 to 1")
+        self.weights = {}  # (grid, B, device, dtype) -> B N 1
+
+    def __call__(self, tokens, site):
+        step = self._step(site)
+        ids, values = self.record[step, site.layer]  # image K, image N K
+        sources = self._sources(len(ids), len(tokens))
+        weight = self._weight(tokens, site.grid)
+        live = [i for i, source in enumerate(sources) if source is not None and self.strength.expand(len(sources))[i]]
+        if not live:
+            return None
+        at = torch.as_tensor([sources[i] for i in live], device=ids.device)
+        ids, values, rows = (
+            ids[at].to(tokens.device),
+            values[at].to(tokens),
+            torch.as_tensor(live, device=tokens.device),
+        )
+        ids = ids[:, None].expand(values.shape)  # rows N K
+        edited = tokens[rows]
+        edited.scatter_(2, ids, torch.lerp(edited.gather(2, ids), values, weight[rows]))
+        return tokens.index_copy(0, rows, edited)
+
+    def _step(self, site) -> int:
+        """The recorded step at the site's timestep."""
+        record = self.record
+        if record.grid != site.grid:
+            raise ValueError(
+                f"the record has a grid of {record.grid} tokens, the target {site.grid}; generate both at one size"
+            )
+        if record.names.get(site.layer, site.name) != site.name:
+            raise ValueError(
+                f"layer {site.layer} was {record.names[site.layer]} when recorded and is {site.name}: another model"
+            )
+        for step, timestep in record.timesteps.items():
+            if math.isclose(timestep, site.timestep, rel_tol=1e-5, abs_tol=1e-5):
+                return step
+        known = ", ".join(f"{timestep:g} (step {step})" for step, timestep in sorted(record.timesteps.items()))
+        raise ValueError(
+            f"timestep {site.timestep:g} (step {site.step}) was not recorded; recorded: {known}. Generate with the "
+            "source's number of steps and size, or attach with steps= that were recorded"
+        )
+
+    def _sources(self, images: int, batch: int) -> list:
+        """The recorded image, or None, of each row."""
+        sources = self.rows if self.rows is not None else [0] * batch if images == 1 else range(images)
+        if len(sources) != batch or any(source is not None and not 0 <= source < images for source in sources):
+            raise ValueError(
+                f"rows {list(sources)} do not fit a batch of {batch} rows and {images} recorded images; give rows=, "
+                "the recorded image (or None) of each row"
+            )
+        return list(sources)
+
+    def _weight(self, tokens, grid) -> torch.Tensor:
+        """Mask times strength: (B, N, 1)."""
+        batch, key = len(tokens), (grid, len(tokens), tokens.device, tokens.dtype)
+        if key not in self.weights:
+            mask = torch.ones(1, *grid)
+            if self.mask is not None:
+                mask = torch.nn.functional.adaptive_avg_pool2d(self.mask[:, None], grid)[:, 0]
+                mask = (mask >= 0.5).float() if self.hard else mask
+            for what, n in (("masks", len(mask)), ("strengths", self.strength.numel())):
+                if n not in (1, batch):
+                    raise ValueError(f"{n} {what} for {batch} rows in the batch; give one, or one for each row")
+            weight = mask.flatten(1) * self.strength.reshape(-1, 1)
+            self.weights[key] = weight.expand(batch, -1)[..., None].to(tokens)
+        return self.weights[key]
+
+
+def noised_source(pipe, image, *probes, prompt="", seed=0, layers=None, steps=None, **call):
+    """Show probes (a Record) the tokens of a real image, noised to every step of the schedule, without generation.
+
+    `image` is a PIL image or array (H, W, 3) uint8, or a list; `prompt` conditions the transformer, `seed` draws the
+    noise, each one for all images or one for each; `call` goes to the pipeline. The noise of a seed is the one
+    `generate` begins with, so that source and target can share it. Guidance is off, and only the conditional branch is
+    seen. Gives the probe, or a tuple of them. Raises what `attach` and `latents.noised` raise, and ValueError for
+    prompts or seeds of another number than images.
+    """
+    images = list(image) if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4 else [image]
+    several = [images, prompt, seed, call.get("prompt_embeds", "")]
+    counts = [len(x) for x in several if not isinstance(x, (str, int)) and len(x) != 1]
+    batch = max(counts, default=1)
+    if any(n != batch for n in counts):
+        raise ValueError(f"{len(images)} images do not fit the prompts or seeds; give one, or one for each image")
+    prompts, seeds = ([x] * batch if isinstance(x, (str, int)) else [*x] * (batch // len(x)) for x in (prompt, seed))
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    given = {name: value for name, value in models.defaults(pipe).items() if not name.startswith("negative_prompt")}
+    if not pipe.transformer.config.get("guidance_embeds"):  # there guidance is an input of the transformer
+        given |= dict(guidance_scale=1.0, true_cfg_scale=1.0)
+    given = {name: value for name, value in given.items() if name in accepted} | call
+    if "prompt_embeds" not in call:
+        given["prompt"] = prompts
+    with noised(pipe, images), attach(pipe, *probes, layers=layers, steps=steps) as attached:
+        models.quietly(pipe, seeds, output_type="latent", **given)
+    return attached
