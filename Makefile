@@ -1,6 +1,6 @@
 SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: environment workbook test lint notebooks bench help
+.PHONY: environment workbook test lint notebooks bench site help
 
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -19,6 +19,7 @@ help:
 	@echo "make test        unit tests, doctests, and the committed notebooks compared with a fresh run"
 	@echo "make lint        ruff over code and notebooks"
 	@echo "make bench       what a probe costs, measured here; quarter of an hour, on a machine with nothing else to do"
+	@echo "make site        the notebooks and the reference of the package as pages: build/site/index.html"
 	@echo "make notebooks   execute the notebooks in place, outputs and counts kept, for committing"
 	@echo
 	@echo "PYTHON=python3.12        the interpreter .venv is made from (3.11 or newer; now: $(PYTHON))"
@@ -65,3 +66,13 @@ notebooks: $(STAMP)
 bench: $(STAMP)
 	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[bench]' | $(QUIETER)
 	$(BIN)/python benchmarks/probe_cost.py
+
+# The pages are made from a copy, so that links between files are the ones GitHub shows.
+site: $(STAMP)
+	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[site]' | $(QUIETER)
+	rm -rf build/site build/site-source && mkdir -p build/site-source/data/toy build/site-source/benchmarks
+	cp -r site/* README.md CHANGELOG.md CITATION.cff LICENSE notebooks docs build/site-source
+	for folder in data data/toy benchmarks; do \
+	  find $$folder -maxdepth 1 \( -name '*.md' -o -name '*.png' -o -name '*.webp' -o -name '*.py' \) -exec cp {} build/site-source/$$folder \; ; done
+	$(BIN)/python -m sphinx -W --keep-going -q build/site-source build/site
+	@echo "Open build/site/index.html"
