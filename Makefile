@@ -1,11 +1,14 @@
 SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: environment workbook test lint notebooks bench site help
+.PHONY: environment workbook test lint notebooks bench site gpu help
 
 PYTHON ?= python3
 PIP_FLAGS ?=
 CONSTRAINTS ?= constraints.txt
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
+MODEL ?= flux.2-klein-4b
+N_PROMPTS ?= 8
+DEVICE ?= cuda
 BIN := .venv/bin
 STAMP := .venv/.installed
 VOLATILE := metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution metadata.language_info
@@ -20,6 +23,7 @@ help:
 	@echo "make lint        ruff over code and notebooks"
 	@echo "make bench       what a probe costs, measured here; quarter of an hour, on a machine with nothing else to do"
 	@echo "make site        the notebooks and the reference of the package as pages: build/site/index.html"
+	@echo "make gpu         every notebook on a real model, into runs/gpu/: MODEL=$(MODEL) N_PROMPTS=$(N_PROMPTS) DEVICE=$(DEVICE)"
 	@echo "make notebooks   execute the notebooks in place, outputs and counts kept, for committing"
 	@echo
 	@echo "PYTHON=python3.12        the interpreter .venv is made from (3.11 or newer; now: $(PYTHON))"
@@ -76,3 +80,9 @@ site: $(STAMP)
 	  find $$folder -maxdepth 1 \( -name '*.md' -o -name '*.png' -o -name '*.webp' -o -name '*.py' \) -exec cp {} build/site-source/$$folder \; ; done
 	$(BIN)/python -m sphinx -W --keep-going -q build/site-source build/site
 	@echo "Open build/site/index.html"
+
+# The second run finds the work done: it only reads, draws and checks.
+gpu: $(STAMP)
+	$(if $(filter cpu,$(DEVICE)),CUDA_VISIBLE_DEVICES=) $(BIN)/python -m massact_utils.sweep notebooks/*.ipynb \
+	  --out runs/gpu -p model $(MODEL) -p n_prompts $(N_PROMPTS)
+	$(if $(filter cpu,$(DEVICE)),CUDA_VISIBLE_DEVICES=) $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env runs/gpu
