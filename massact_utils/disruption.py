@@ -1,5 +1,6 @@
 """Disruption: change a few channels of the image tokens, by arms that share noise and batch."""
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -11,12 +12,14 @@ class Disrupt:
 
     The target is 0 ("zero"), the channel's mean over the image's own tokens ("mean"), 2 x ("scale") or -x ("sign"), so
     strength is a dose: 0 changes nothing, 1 is the full edit. `channels`, as from `select_channels`, is a DataArray
-    (rank), (layer, rank) or (step, layer, rank), or a list of channel ids. `arms` replaces it by one such set (or None:
-    untouched) for each row of the batch, so that all arms of a comparison share noise and one forward. Zeroing is
-    claim 1 of arXiv 2605.13974; the mean as a milder edit is from 2402.17762.
+    (rank), (layer, rank) or (step, layer, rank), or a list of channel ids; with the dim channel in rank's place it
+    holds a dose for each channel, as from `matched_channels`. `arms` replaces it by one such set (or None: untouched)
+    for each row of the batch, so that all arms of a comparison share noise and one forward. `strength` is a number, a
+    DataArray (layer), (step) or (step, layer), or a list of one of these for each arm. Zeroing is claim 1 of arXiv
+    2605.13974; the mean as a milder edit is from 2402.17762.
 
-    Raises ValueError for an unknown mode, a strength outside 0 to 1, neither or both of channels and arms, a channel id
-    the tokens do not have, a layer or step the sets do not name, and for another number of rows than arms.
+    Raises ValueError for an unknown mode, a dose outside 0 to 1, neither or both of channels and arms, a channel the
+    tokens do not have, a layer or step the sets do not name, and for another number of rows or doses than arms.
 
     >>> Disrupt([3], mode="zero")(torch.ones(1, 2, 4), None)[0, 0].tolist()
     [1.0, 1.0, 1.0, 0.0]
@@ -24,59 +27,138 @@ class Disrupt:
 
     edits = True
 
-    def __init__(self, channels=None, mode: str = "zero", strength: float = 1.0, arms=None):
+    def __init__(self, channels=None, mode: str = "zero", strength=1.0, arms=None):
         if mode not in MODES:
             raise ValueError(f"mode {mode!r} is unknown; allowed: {', '.join(MODES)}")
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength {strength!r} is a dose from 0 to 1")
         if (channels is None) == (arms is None):
             raise ValueError("give either channels, for every row, or arms, one set for each row of the batch")
-        self.mode, self.strength = mode, strength
-        self.shared = arms is None
-        self.sets = [_as_array(ids) for ids in ([channels] if self.shared else arms)]
-        self.doses = {}  # (layer, step, device, dtype) -> rows 1 D
+        self.mode, self.shared = mode, arms is None
+        self.sets = [_as_set(ids) for ids in ([channels] if self.shared else arms)]
+        strengths = strength if isinstance(strength, (list, tuple)) else [strength] * len(self.sets)
+        if len(strengths) != len(self.sets):
+            raise ValueError(f"{len(strengths)} strengths for {len(self.sets)} sets; give one number, or one for each")
+        self.strengths = [_as_strength(s) for s in strengths]
+        self.named = {dim for array in [*self.sets, *self.strengths] if array is not None for dim in array.dims}
+        self.doses = {}  # (layer, step, device, dtype, width) -> rows 1 D
+        self.shares = []  # rows, for each site
 
     def __call__(self, tokens, site):
         if not self.shared and len(tokens) != len(self.sets):
             raise ValueError(f"{len(tokens)} rows in the batch for {len(self.sets)} arms; give one arm for each row")
         dose = self._dose(tokens, site)  # rows 1 D
         if self.mode == "zero":
-            return tokens * (1 - dose)
-        if self.mode == "mean":
-            return torch.lerp(tokens, tokens.mean(1, keepdim=True), dose)
-        return tokens * (1 + dose) if self.mode == "scale" else tokens * (1 - 2 * dose)
+            edited = tokens * (1 - dose)
+        elif self.mode == "mean":
+            edited = torch.lerp(tokens, tokens.mean(1, keepdim=True), dose)
+        else:
+            edited = tokens * (1 + dose) if self.mode == "scale" else tokens * (1 - 2 * dose)
+        norm = torch.linalg.vector_norm
+        changed, whole = (norm(x.detach(), dim=(1, 2), dtype=torch.float32).square() for x in (edited - tokens, tokens))
+        self.shares.append(changed / whole)
+        return edited
+
+    def changed(self) -> np.ndarray:
+        """Share of its squared norm by which each row was moved, averaged over the sites so far: (rows,).
+
+        By this the doses of two arms can be compared as they happened, with all earlier edits in effect. Raises
+        RuntimeError before any forward.
+        """
+        if not self.shares:
+            raise RuntimeError("Disrupt has seen no tokens: generate inside `with mu.attach(pipe, disrupt):` first")
+        return torch.stack(self.shares).mean(0).cpu().numpy()
 
     def _dose(self, tokens, site) -> torch.Tensor:
-        """The strength of each row's chosen channels and 0 elsewhere: (rows, 1, D), made once for each site."""
-        layer, step = (site.layer, site.step) if site is not None else (None, None)
-        key = layer, step, tokens.device, tokens.dtype, tokens.shape[-1]
+        """The dose of every channel in each row: (rows, 1, D), made once for each site that the sets tell apart."""
+        here = {dim: getattr(site, dim) for dim in ("layer", "step") if dim in self.named}
+        key = *here.values(), tokens.device, tokens.dtype, tokens.shape[-1]
         if key not in self.doses:
-            dose = torch.zeros(len(self.sets), 1, tokens.shape[-1])
-            for row, ids in zip(dose, self.sets, strict=True):
-                if ids is None:
-                    continue
-                chosen = torch.as_tensor(_at(ids, layer, step).copy(), dtype=torch.long)
-                if chosen.min() < 0 or chosen.max() >= tokens.shape[-1]:
-                    raise ValueError(f"channel {int(chosen.max())} does not exist; there are {tokens.shape[-1]}")
-                row[0, chosen] = self.strength
-            self.doses[key] = dose.to(tokens)
+            rows = [
+                np.zeros(tokens.shape[-1]) if ids is None else _at(ids, here, tokens.shape[-1]) * _named(strength, here)
+                for ids, strength in zip(self.sets, self.strengths, strict=True)
+            ]
+            self.doses[key] = torch.as_tensor(np.stack(rows)[:, None]).to(tokens)
         return self.doses[key]
 
 
-def _as_array(ids):
+def _as_set(ids):
+    """Channel ids (..., rank) or doses (..., channel) as a DataArray; None stays None."""
     if ids is None:
         return None
     array = ids if isinstance(ids, xr.DataArray) else xr.DataArray(list(ids), dims="rank")
-    if "rank" not in array.dims or set(array.dims) - {"step", "layer", "rank"} or not array.size:
-        raise ValueError(f"channels need the dims ([step,] [layer,] rank) and at least one id; got {array.dims}")
+    if len({"rank", "channel"} & set(array.dims)) != 1 or set(array.dims) - {"step", "layer", "rank", "channel"}:
+        raise ValueError(f"channels need the dims ([step,] [layer,] rank or channel); got {array.dims}")
+    if not array.size:
+        raise ValueError("a set needs at least one channel id; None leaves a row untouched")
+    return _as_strength(array, "channel") if "channel" in array.dims else array
+
+
+def _as_strength(strength, *more):
+    array = strength if isinstance(strength, xr.DataArray) else xr.DataArray(strength)
+    if set(array.dims) - {"step", "layer", *more}:
+        raise ValueError(f"a strength is one number, or has the dims step and layer; got {array.dims}")
+    if not ((array >= 0) & (array <= 1)).all():
+        raise ValueError(f"strength {np.asarray(strength).tolist()!r} is no dose from 0 to 1")
     return array
 
 
-def _at(ids: xr.DataArray, layer: int, step: int):
-    """The ids of one site: (rank,). Raises ValueError when the set names other layers or steps."""
-    for dim, here in (("layer", layer), ("step", step)):
-        if dim in ids.dims:
-            if here not in ids[dim].values:
-                raise ValueError(f"the channels name no {dim} {here}; they name {ids[dim].values.tolist()}")
-            ids = ids.sel({dim: here})
-    return ids.values
+def _named(array: xr.DataArray, here: dict):
+    """The part of an array that belongs to one site. Raises ValueError when it names other layers or steps."""
+    for dim in set(here) & set(array.dims):
+        if here[dim] not in array[dim].values:
+            raise ValueError(f"the channels name no {dim} {here[dim]}; they name {array[dim].values.tolist()}")
+        array = array.sel({dim: here[dim]})
+    return array.values
+
+
+def _at(ids: xr.DataArray, here: dict, width: int) -> np.ndarray:
+    """The dose of every channel at one site: (D,)."""
+    chosen = _named(ids, here)
+    if "channel" in ids.dims:
+        if len(chosen) != width:
+            raise ValueError(f"doses for {len(chosen)} channels; there are {width}")
+        return chosen
+    if chosen.min() < 0 or chosen.max() >= width:
+        wrong = chosen[(chosen < 0) | (chosen >= width)][0]
+        raise ValueError(f"channel {wrong} does not exist; there are {width}")
+    dose = np.zeros(width)
+    dose[chosen] = 1
+    return dose
+
+
+def removed(mean_sq: xr.DataArray, channels: xr.DataArray) -> xr.DataArray:
+    """Share of the squared norm of tokens that zeroing takes away: mean squares (..., channel) -> (...).
+
+    `channels` are ids (..., rank) or doses (..., channel); a dose s takes s^2 of its channel.
+
+    >>> mean_sq = xr.DataArray([1.0, 2.0, 5.0], dims="channel")
+    >>> float(removed(mean_sq, xr.DataArray([2], dims="rank")))
+    0.625
+    """
+    taken = mean_sq * channels**2 if "channel" in channels.dims else mean_sq.sel(channel=channels)
+    return taken.sum(set(channels.dims) & {"rank", "channel"}) / mean_sq.sum("channel")
+
+
+def matched_channels(mean_sq: xr.DataArray, top: xr.DataArray, *, seed: int = 0) -> xr.DataArray:
+    """Doses of random channels outside a set that remove the set's squared norm: (..., channel), from 0 to 1.
+
+    Channels are drawn in random order, anew for every leading index, until zeroing them takes as much squared norm as
+    zeroing `top` (..., rank); the last one drawn gets the part of a dose that makes the two equal. `mean_sq`
+    (..., channel) is as from `ChannelStats`. Where the set holds more than half of the squared norm all the others
+    together cannot match it: they then all get dose 1, and `removed` tells how much that is.
+
+    >>> doses = matched_channels(xr.DataArray([1.0, 1.0, 1.0, 2.0], dims="channel"), xr.DataArray([3], dims="rank"))
+    >>> float(doses.sum()), float(doses[3])
+    (2.0, 0.0)
+    """
+    mean_sq = mean_sq.transpose(..., "channel")
+    inside = (mean_sq.channel == top).any("rank").transpose(*mean_sq.dims).values
+    rank = np.random.default_rng(seed).permuted(np.broadcast_to(np.arange(inside.shape[-1]), inside.shape), axis=-1)
+    order = np.argsort(np.where(inside, inside.shape[-1], rank), axis=-1)  # the set itself comes last
+    drawn = np.take_along_axis(np.where(inside, 0, mean_sq.values), order, -1).astype(float)
+    before = drawn.cumsum(-1) - drawn
+    wanted = np.where(inside, mean_sq.values, 0).sum(-1, keepdims=True, dtype=float)
+    left = np.clip(wanted - before, 0, None)
+    dose = np.sqrt(np.clip(np.divide(left, drawn, out=np.zeros_like(drawn), where=drawn > 0), 0, 1))
+    doses = np.zeros_like(dose)
+    np.put_along_axis(doses, order, dose, -1)
+    return mean_sq.copy(data=doses).rename("dose")
