@@ -7,6 +7,7 @@ import torch
 import xarray as xr
 
 STATISTICS = ("mean_abs", "mean", "max_abs", "mean_sq")
+SCORES = ("mean_abs", "abs_mean", "max_abs", "quantile_abs", "mean_sq")
 
 
 def _moments(tokens: torch.Tensor) -> torch.Tensor:
@@ -26,21 +27,33 @@ def _moments(tokens: torch.Tensor) -> torch.Tensor:
     return torch.stack([mean_abs, mean, top, mean_sq])
 
 
+def _quantile(tokens: torch.Tensor, q: float) -> torch.Tensor:
+    """The q-quantile of |x| over the tokens, as numpy interpolates it, from the few largest: (B, N, D) -> (B, D)."""
+    place = q * (tokens.shape[1] - 1)
+    below = int(place)
+    tail = tokens.abs().topk(tokens.shape[1] - below, dim=1).values[:, -2:].float()  # B 1|2 D
+    return torch.lerp(tail[:, -1], tail[:, 0], place - below)
+
+
 class ChannelStats:
     """A probe that reads: four statistics per channel over the image tokens, for every layer and step it sees.
 
     They are reduced on the tokens' device, with float32 accumulation; `dataset()` makes the one transfer. With
     `per_image=False` images are not kept apart: memory then grows with steps, layers and channels alone, and the
     table gains the variance over images. The paper (arXiv 2605.13974) selects by the "absolute channel mean across
-    image tokens", which may be `mean_abs` or the absolute value of `mean`; both are here. One branch and one schedule
-    to a table, else ValueError.
+    image tokens", which may be `mean_abs` or the absolute value of `mean`; both are here. `quantile`, as in 0.999, adds
+    that quantile of the absolute values over an image's tokens, exactly, as `quantile_abs`; it costs a partial sort, so
+    it is off. One branch and one schedule to a table, else ValueError.
     """
 
     edits = False
 
-    def __init__(self, per_image: bool = True):
-        self.per_image = per_image
-        self.cells = {}  # (generation, step, layer) -> 4 B D, or (step, layer) -> [images, mean, spread, max]
+    def __init__(self, per_image: bool = True, quantile: float | None = None):
+        if quantile is not None and not 0 < quantile < 1:
+            raise ValueError(f"quantile {quantile!r} is not possible; allowed: between 0 and 1, as in 0.999")
+        self.per_image, self.quantile = per_image, quantile
+        self.names = [*STATISTICS] if quantile is None else [*STATISTICS, "quantile_abs"]
+        self.cells = {}  # (generation, step, layer) -> names B D, or (step, layer) -> [images, mean, spread, max]
         self.images, self.seen = {}, set()  # generation -> its batch
         self.timesteps, self.layers = {}, {}
         self.branch = self.dtype = None
@@ -61,7 +74,9 @@ class ChannelStats:
         if (site.generation, site.step, site.layer) in self.seen:  # gradient checkpointing runs a block again
             return
         self.seen.add((site.generation, site.step, site.layer))
-        new = _moments(tokens.detach())  # 4 B D
+        new = _moments(tokens.detach())  # names B D
+        if self.quantile is not None:
+            new = torch.cat([new, _quantile(tokens.detach(), self.quantile)[None]])
         if self.per_image:
             self.cells[site.generation, site.step, site.layer] = new
             return
@@ -78,7 +93,7 @@ class ChannelStats:
         """The table: mean_abs, mean, max_abs, mean_sq over dims (image, step, layer, channel), float32.
 
         With `per_image=False` there is no image dim: the means over images, the maximum of max_abs, and the variances
-        over images of the other three (mean_abs_var ...). Sites that were not visited are nan. Raises RuntimeError
+        over images of the others (mean_abs_var ...). Sites that were not visited are nan. Raises RuntimeError
         before any forward.
         """
         if not self.cells:
@@ -89,12 +104,13 @@ class ChannelStats:
         at = {site: (steps.index(site[-2]), layers.index(site[-1])) for site in self.cells}
         width = next(iter(self.cells.values()))[0 if self.per_image else 1].shape[-1]
         offset = dict(zip(self.images, np.cumsum([0, *self.images.values()]), strict=False))
-        variables = [*STATISTICS] if self.per_image else [*STATISTICS, "mean_abs_var", "mean_var", "mean_sq_var"]
+        means = [i for i, name in enumerate(self.names) if name != "max_abs"]
+        variables = self.names + [f"{self.names[i]}_var" for i in means if not self.per_image]
         shape = (sum(self.images.values()), len(steps), len(layers), width)
         values = np.full((len(variables), *shape[0 if self.per_image else 1 :]), np.nan, np.float32)
         sites = list(self.cells)
         if self.per_image:
-            table = torch.cat([self.cells[site] for site in sites], dim=1).cpu().numpy()  # 4 rows D
+            table = torch.cat([self.cells[site] for site in sites], dim=1).cpu().numpy()  # names rows D
             row = 0
             for site in sites:
                 n, first = self.images[site[0]], offset[site[0]]
@@ -106,10 +122,11 @@ class ChannelStats:
                 .cpu()
                 .numpy()
             )
-            for site, cell in zip(sites, table, strict=True):  # 9 D
-                values[[0, 1, 3], *at[site]], values[2, *at[site]] = cell[[0, 1, 3]], cell[8]
+            n = len(self.names)
+            for site, cell in zip(sites, table, strict=True):  # means, spreads, maximum: 2 n + 1, D
+                values[means, *at[site]], values[2, *at[site]] = cell[means], cell[-1]
                 freedom = self.cells[site][0] - 1
-                values[4:, *at[site]] = cell[[4, 5, 7]] / freedom if freedom else np.nan
+                values[n:, *at[site]] = cell[[n + i for i in means]] / freedom if freedom else np.nan
         dims = ("image", "step", "layer", "channel")[0 if self.per_image else 1 :]
         data = xr.Dataset(
             {name: (dims, value) for name, value in zip(variables, values, strict=True)},
@@ -121,7 +138,8 @@ class ChannelStats:
                 "name": ("layer", [self.layers[i][0] for i in layers]),
                 "kind": ("layer", [self.layers[i][1] for i in layers]),
             },
-            {"images": shape[0], "branch": self.branch, "dtype": str(self.dtype).removeprefix("torch.")},
+            {"images": shape[0], "branch": self.branch, "dtype": str(self.dtype).removeprefix("torch.")}
+            | ({"quantile": self.quantile} if self.quantile else {}),
         )
         if self.dtype == torch.float16:
             data.attrs["saturated"] = full = int((data.max_abs >= 65504).sum())
@@ -131,6 +149,58 @@ class ChannelStats:
                     stacklevel=2,
                 )
         return data.assign_coords(image=np.arange(shape[0])) if self.per_image else data
+
+
+def score(data: xr.Dataset, name: str = "mean_abs") -> xr.DataArray:
+    """One number by which channels are ranked: ChannelStats' table -> DataArray (..., channel).
+
+    "mean_abs", "max_abs", "quantile_abs" and "mean_sq" (energy) stand in the table; "abs_mean" is the absolute value of
+    the mean, for each image before any averaging. mean_abs is SPARK's score; arXiv 2605.13974's "absolute channel mean
+    across image tokens" may be mean_abs or abs_mean. Raises ValueError for a name that is none of these, or not kept.
+    """
+    if name not in SCORES:
+        raise ValueError(f"score {name!r} is unknown; allowed: {', '.join(SCORES)}")
+    if name == "quantile_abs" and name not in data:
+        raise ValueError("score 'quantile_abs' was not kept; record it with ChannelStats(quantile=0.999)")
+    return abs(data["mean"]).rename("abs_mean") if name == "abs_mean" else data[name]
+
+
+def gini(scores: xr.DataArray) -> xr.DataArray:
+    """Gini coefficient over channels, 0 when all are alike, 1 - 1/D when one has all: (..., channel) -> (...).
+
+    >>> float(gini(xr.DataArray([0.0, 0.0, 0.0, 8.0], dims="channel")))
+    0.75
+    """
+    n = scores.sizes["channel"]
+
+    def one(x):
+        ranked = np.sort(x, -1)  # ... D
+        return 2 * (ranked * np.arange(1, n + 1)).sum(-1) / (n * ranked.sum(-1)) - (n + 1) / n
+
+    return xr.apply_ufunc(one, scores, input_core_dims=[["channel"]])
+
+
+def criteria(data: xr.Dataset, name: str = "mean_abs", threshold: float = 5.0) -> xr.DataArray:
+    """Which channels the usual definitions call massive: ChannelStats' table -> bool (criterion, ..., channel).
+
+    `threshold` and 10 times the layer's median; 3 standard deviations over its mean; a modified z-score over 3.5
+    (Iglewicz and Hoaglin 1993); and arXiv 2402.17762's: an activation over 100 that is 1000 times the median one, here
+    the median channel's mean_abs.
+    """
+    x = score(data, name)
+    middle = x.median("channel")
+    spread = abs(x - middle).median("channel")
+    largest = data.max_abs / data.mean_abs.median("channel")
+    rules = {
+        f"over {threshold:g} x median": x > threshold * middle,
+        "over 10 x median": x > 10 * middle,
+        "z over 3": x - x.mean("channel") > 3 * x.std("channel"),
+        "modified z over 3.5": 0.6745 * (x - middle) > 3.5 * spread,
+        "2402.17762": (data.max_abs > 100) & (largest > 1000),
+    }
+    return xr.concat([rule.rename("massive") for rule in rules.values()], "criterion", coords="minimal").assign_coords(
+        criterion=list(rules)
+    )
 
 
 def select_channels(scores: xr.DataArray, k: int = 12, *, which: str = "top", seed: int = 0) -> xr.DataArray:

@@ -48,6 +48,17 @@ def test_statistics_of_large_states_are_taken_in_parts(n):
     torch.testing.assert_close(_moments(tokens).double(), torch.stack(oracle), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("n, q", [(6, 0.999), (1, 0.5), (4096, 0.999), (501, 0.99), (5, 0.5), (1001, 0.999)])
+def test_the_quantile_is_numpys(n, q):
+    tokens = torch.randn(2, n, 7, generator=torch.Generator().manual_seed(n))
+    stats = mu.ChannelStats(quantile=q)
+    stats(tokens, mu.Site(0, "blocks.0", "dual", 0, 1.0, "cond", (1, n), range(2), 0))
+    found = stats.dataset().quantile_abs.isel(step=0, layer=0)
+    np.testing.assert_allclose(found, np.quantile(np.abs(tokens.numpy()), q, axis=1), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"quantile 99.9 .* between 0 and 1"):
+        mu.ChannelStats(quantile=99.9)
+
+
 def test_images_of_several_generations_stand_one_after_the_other(klein):
     apart, together = mu.ChannelStats(), mu.ChannelStats()
     with mu.attach(klein, apart):
@@ -59,13 +70,13 @@ def test_images_of_several_generations_stand_one_after_the_other(klein):
 
 
 def test_streaming_over_images_equals_the_per_image_table(klein):
-    full, streamed = mu.ChannelStats(), mu.ChannelStats(per_image=False)
+    full, streamed = mu.ChannelStats(quantile=0.9), mu.ChannelStats(per_image=False, quantile=0.9)
     with mu.attach(klein, full, streamed):
         generate(klein)
         generate(klein, PROMPTS[:1])
     data, over = full.dataset(), streamed.dataset()
     assert over.attrs["images"] == 4 and "image" not in over.dims
-    for name in ("mean", "mean_abs", "mean_sq"):
+    for name in ("mean", "mean_abs", "mean_sq", "quantile_abs"):
         np.testing.assert_allclose(over[name], data[name].mean("image"), rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(over[f"{name}_var"], data[name].var("image", ddof=1), rtol=1e-3, atol=1e-7)
     np.testing.assert_array_equal(over.max_abs, data.max_abs.max("image"))
@@ -166,3 +177,38 @@ def test_impossible_choices_name_what_is_allowed(arguments, message):
         mu.select_channels(SCORES, **arguments)
     with pytest.raises(ValueError, match=r"dim 'channel'"):
         mu.select_channels(SCORES.rename(channel="c"))
+
+
+def a_table(**statistics):
+    """ChannelStats' table of one image, step and layer, from lists over channels."""
+    return xr.Dataset({name: (("image", "layer", "channel"), [[values]]) for name, values in statistics.items()})
+
+
+def test_scores_part_where_a_channel_changes_its_sign():
+    data = a_table(mean_abs=[1.0, 3.0], mean=[-1.0, 0.5], max_abs=[2.0, 2.0], mean_sq=[9.0, 4.0])
+    largest = {name: int(mu.channels.score(data, name).argmax("channel")) for name in ("mean_abs", "abs_mean", "mean_sq")}
+    assert largest == {"mean_abs": 1, "abs_mean": 0, "mean_sq": 0}
+    with pytest.raises(ValueError, match=r"'median' is unknown; allowed: mean_abs, abs_mean"):
+        mu.channels.score(data, "median")
+    with pytest.raises(ValueError, match=r"ChannelStats\(quantile=0.999\)"):
+        mu.channels.score(data, "quantile_abs")
+
+
+def test_gini_is_half_the_relative_mean_difference():
+    found = mu.channels.gini(SCORES)
+    assert found.dims == ("step", "layer")
+    x = SCORES.values
+    difference = np.abs(x[..., :, None] - x[..., None, :]).mean((-1, -2))
+    np.testing.assert_allclose(found, difference / (2 * x.mean(-1)))
+
+
+def test_criteria_find_a_planted_channel_and_no_other():
+    rng = np.random.default_rng(0)
+    size, peak = rng.uniform(0.9, 1.1, 300), rng.uniform(2, 3, 300)
+    size[[4, 9]], peak[[4, 9]] = (7.0, 400.0), (90.0, 2000.0)
+    found = mu.channels.criteria(a_table(mean_abs=size, max_abs=peak), threshold=6)
+    sets = {str(rule.criterion.item()): np.flatnonzero(rule).tolist() for rule in found}
+    assert sets["over 6 x median"] == sets["modified z over 3.5"] == [4, 9]
+    assert sets["over 10 x median"] == sets["z over 3"] == sets["2402.17762"] == [9]
+    calm = mu.channels.criteria(a_table(mean_abs=rng.uniform(0.9, 1.1, 300), max_abs=rng.uniform(2, 3, 300)))
+    assert not calm.any()
