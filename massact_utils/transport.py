@@ -136,7 +136,7 @@ def noised_source(pipe, image, *probes, prompt="", seed=0, layers=None, steps=No
     accepted = inspect.signature(type(pipe).__call__).parameters
     given = {name: value for name, value in models.defaults(pipe).items() if not name.startswith("negative_prompt")}
     if not pipe.transformer.config.get("guidance_embeds"):  # there guidance is an input of the transformer
-        given |= dict(guidance_scale=1.0, true_cfg_scale=1.0)
+        given |= dict(guidance_scale=0.0, true_cfg_scale=0.0)
     given = {name: value for name, value in given.items() if name in accepted} | call
     if "prompt_embeds" not in call:
         given["prompt"] = prompts

@@ -1,11 +1,16 @@
 """What Transport and noised_source promise, on tiny pipelines of several families and against independent oracles."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
+import massact_utils as mu
 import tiny
 from massact_utils.latents import noised
 
@@ -84,22 +89,18 @@ def recipe(request):
     return request.param()
 
 
-def inputs(recipe, image=None, **more):
+def inputs(recipe, image=None, more=None):
     """What the transformer was given at each of its calls, as one tensor each."""
-    seen, name = [], "hidden_states"
+    seen = []
 
     def look(module, args, kwargs):
-        given = kwargs.get(name, args[0] if args else None)
+        given = kwargs.get("hidden_states", args[0] if args else None)
         seen.append(torch.stack(given) if isinstance(given, list) else given.clone())
 
-    if image is None:
+    with nullcontext() if image is None else noised(recipe.pipe, image):
         handle = recipe.pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
-        tiny.run(recipe, **more)
-    else:
-        with noised(recipe.pipe, image):
-            handle = recipe.pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
-            tiny.run(recipe, **more)
-    handle.remove()
+        tiny.run(recipe, **more or {})
+        handle.remove()
     return seen
 
 
@@ -125,3 +126,278 @@ def test_the_transformer_sees_the_image_noised_by_the_formula(recipe):
         for x in seen[step * passes : (step + 1) * passes]:
             torch.testing.assert_close(x.double(), signal[step] * x0 + spread[step] * noise, atol=1e-4, rtol=1e-4)
     assert not torch.equal(plain[-1], seen[-1])
+
+
+@pytest.fixture
+def mode(monkeypatch):
+    """Autoencoders without sampling, so that native image-to-image pipelines are an oracle."""
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+
+
+NATIVE = {
+    flux: diffusers.FluxImg2ImgPipeline,
+    sd3: diffusers.StableDiffusion3Img2ImgPipeline,
+    qwen: diffusers.QwenImageImg2ImgPipeline,
+    z_image: diffusers.ZImageImg2ImgPipeline,
+}
+
+
+@pytest.mark.parametrize("family", NATIVE, ids=lambda family: family.__name__)
+def test_latents_are_those_of_the_native_image_to_image_pipeline(family, mode):
+    """Halfway into the schedule diffusers' own pipeline starts from the latents that we show there."""
+    recipe = family()
+    image, steps = picture(*size(recipe)), dict(num_inference_steps=4)
+    native = NATIVE[family](**recipe.pipe.components)
+    theirs = inputs(tiny.Recipe(native, recipe.call), more=dict(image=image, strength=0.5) | steps)
+    ours = inputs(recipe, image, more=steps)
+    assert len(ours) == 2 * len(theirs)
+    torch.testing.assert_close(ours[len(theirs)], theirs[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f is not pixart], ids=lambda family: family.__name__)
+def test_the_pipeline_decodes_the_clean_latents_to_the_image(family):
+    """What we encode, the pipeline's own decoding turns back into what the autoencoder alone gives."""
+    recipe = family()
+    image, pipe = picture(*size(recipe)), recipe.pipe
+    x0 = clean_latents(recipe, image)
+
+    def inject(pipe, step, timestep, kept):
+        return {"latents": x0.reshape(kept["latents"].shape).to(kept["latents"].dtype)}
+
+    decoded = tiny.run(recipe, callback_on_step_end=inject, output_type="pt")
+    pixels = pipe.image_processor.preprocess(image)
+    with torch.no_grad():
+        five = isinstance(pipe.vae, diffusers.AutoencoderKLQwenImage)
+        code = pipe.vae.encode(pixels[:, :, None] if five else pixels)
+        code = code.latent if hasattr(code, "latent") else code.latent_dist.mode()
+        alone = pipe.vae.decode(code).sample
+    alone = (alone[:, :, 0] if five else alone) / 2 + 0.5
+    torch.testing.assert_close(decoded.float(), alone.clamp(0, 1).expand(decoded.shape), atol=1e-2, rtol=0)
+
+
+def clean_latents(recipe, image):
+    """x0 as the transformer takes it, from two noise levels of one noise."""
+    seen = inputs(recipe, image)
+    first, last, s = seen[0], seen[-1], recipe.pipe.scheduler.sigmas[2]
+    return ((last - s * first) / (1 - s))[-2:]  # the last two rows: of a doubled batch either half
+
+
+def record_of(recipe, record=None, **more):
+    with mu.attach(recipe.pipe, record or mu.spatial.Record(k=5)) as record:
+        tiny.run(recipe, **more)
+    return record
+
+
+class Watch:
+    """Keeps the tokens of the conditional branch at every site."""
+
+    edits = False
+
+    def __init__(self):
+        self.tokens = {}
+
+    def __call__(self, tokens, site):
+        self.tokens[site.step, site.layer] = tokens.clone()
+
+
+def test_a_source_of_one_image_is_recorded(recipe):
+    """Every site is filled once for each row, with the schedule's timesteps; guidance is off, so runs are cheap."""
+    calls = []
+    handle = recipe.pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    call = recipe.call([0, 1])
+    names = [name for name in call if name.startswith("negative") or name in ("guidance_scale", "true_cfg_scale")]
+    call = {name: value for name, value in call.items() if name not in names and name != "output_type"}
+    record = mu.noised_source(recipe.pipe, picture(*size(recipe)), mu.spatial.Record(k=5), seed=[3, 4], **call)
+    handle.remove()
+    assert len(calls) == 3
+    assert record.steps == [0, 1, 2] and record.layers == [block.index for block in mu.blocks(recipe.pipe)]
+    schedule = recipe.pipe.scheduler.timesteps.tolist()
+    assert record.timesteps == {step: schedule[step] for step in range(3)}
+    assert record[2, 0][1].shape == (2, 24, 5)
+    with noised(recipe.pipe, picture(*size(recipe))):
+        other = record_of(recipe)  # the same through an ordinary, guided generation
+    ours, theirs = record[2, 1], other[2, 1]
+    torch.testing.assert_close(ours[1].float(), theirs[1].float(), atol=2e-3, rtol=2e-3)
+
+
+def test_strength_0_changes_nothing_and_a_trajectory_into_itself_hardly_anything(recipe):
+    plain, record, other = tiny.run(recipe), record_of(recipe), record_of(recipe, prompts=(7, 8), seeds=(1, 2))
+    for strength in (0, [0, 0]):
+        with mu.attach(recipe.pipe, mu.Transport(other, strength=strength)):
+            assert torch.equal(tiny.run(recipe), plain)
+    with mu.attach(recipe.pipe, mu.Transport(record), branch="cond"):
+        itself = tiny.run(recipe)
+    assert (itself - plain).abs().max() < 1e-2 * plain.abs().max()  # the record keeps float32 as float16
+    with mu.attach(recipe.pipe, mu.Transport(other)):
+        assert (tiny.run(recipe) - plain).abs().mean() > 4 * (itself - plain).abs().mean()
+
+
+def test_only_masked_tokens_and_recorded_channels_change(recipe):
+    """At each site, against plain indexing: inside the mask the source's values, elsewhere the tokens as they came."""
+    record = record_of(recipe, prompts=(7, 8), seeds=(1, 2))
+    mask = np.zeros((4, 6), bool)
+    mask[1:3, 2:5] = True
+    before, after = Watch(), Watch()
+    with mu.attach(recipe.pipe, before, mu.Transport(record, mask=mask), after, branch="cond"):
+        tiny.run(recipe)
+    assert len(after.tokens) == len(record.steps) * len(record.layers)
+    for (step, layer), tokens in after.tokens.items():
+        expected, (ids, values) = before.tokens[step, layer].clone(), record[step, layer]
+        for row in range(2):
+            for n in mask.flatten().nonzero()[0]:
+                expected[row, n, ids[row]] = values[row, n].float()
+        assert torch.equal(tokens, expected)
+
+
+def test_bfloat16_trajectories_come_back_bit_for_bit():
+    pipe = tiny.klein().to(torch.bfloat16)
+    prompts, seeds = ["a red star", "a blue circle"], [0, 1]
+    call = tiny.KLEIN | dict(output_type="latent")
+    with mu.attach(pipe, mu.spatial.Record(k=8)) as record:
+        plain = torch.stack(mu.generate(pipe, prompts, seeds=seeds, **call))
+    with mu.attach(pipe, mu.Transport(record), branch="cond"):
+        assert torch.equal(torch.stack(mu.generate(pipe, prompts, seeds=seeds, **call)), plain)
+
+
+class Here:
+    """A site of a record of one step and layer, for transports called by hand."""
+
+    layer, name, step, timestep, branch, grid = 0, "transformer_blocks.0", 0, 1000.0, "cond", (2, 4)
+
+
+def by_hand(images=1, grid=(2, 4), width=6, ids=(1, 4), value=10.0):
+    """A record of constant values: image i holds value * (i + 1) in its channels."""
+    record = mu.spatial.Record(k=len(ids))
+    values = value * torch.arange(1, images + 1)[:, None, None].expand(images, grid[0] * grid[1], len(ids)).float()
+    record.sites = {(0, 0, 0): (torch.tensor([ids] * images), values)}
+    record.timesteps, record.names, record.grid, record.branch = {0: 1000.0}, {0: Here.name}, grid, "cond"
+    return record
+
+
+def test_strengths_and_rows_of_one_batch():
+    tokens = torch.ones(3, 8, 6)
+    moved = mu.Transport(by_hand(), strength=[0.0, 0.5, 1.0])(tokens, Here)
+    assert moved[:, 0, 1].tolist() == [1.0, 5.5, 10.0] and moved[:, 0, 0].tolist() == [1.0] * 3
+    moved = mu.Transport(by_hand(images=2), rows=[1, None, 0])(tokens, Here)
+    assert moved[:, 0, 4].tolist() == [20.0, 1.0, 10.0]
+    assert mu.Transport(by_hand(images=3))(tokens, Here)[:, 0, 4].tolist() == [10.0, 20.0, 30.0]
+    assert tokens.eq(1).all()
+
+
+def test_masks_are_brought_to_the_grid():
+    tokens = torch.zeros(2, 8, 6)
+    fine = np.zeros((8, 16), bool)
+    fine[:4, :6] = True  # covers one token of the 2 x 4 grid, and half of another
+    hard = mu.Transport(by_hand(), mask=fine)(tokens, Here)[..., 1]
+    assert hard[0].tolist() == [10, 10, 0, 0, 0, 0, 0, 0]
+    soft = mu.Transport(by_hand(), mask=fine.astype(np.float32))(tokens, Here)[..., 1]
+    assert soft[0].tolist() == [10, 5, 0, 0, 0, 0, 0, 0]
+    coarse = np.array([[[1, 0]], [[0, 1]]], bool)  # one for each row
+    each = mu.Transport(by_hand(), mask=coarse)(tokens, Here)[..., 1]
+    assert each.tolist() == [[10, 10, 0, 0] * 2, [0, 0, 10, 10] * 2]
+
+
+def test_reference_tokens_are_left_alone():
+    """A native reference image is a source: its record has the target's tokens alone, and so has the transport."""
+    recipe = tiny.klein_references()
+    record = record_of(recipe, prompts=(5, 6))
+    assert record[0, 0][1].shape[1] == 24
+    plain, edited = [], []
+
+    def whole(kept):
+        return lambda module, args, kwargs, output: kept.append(output[1].clone())
+
+    block = recipe.pipe.transformer.transformer_blocks[0]
+    for kept, probes in ((plain, ()), (edited, (mu.Transport(record),))):
+        with mu.attach(recipe.pipe, *probes or (Watch(),), layers=0, steps=0):
+            handle = block.register_forward_hook(whole(kept), with_kwargs=True)
+            tiny.run(recipe)
+            handle.remove()
+    changed = (plain[0] - edited[0]).abs().amax((0, 2)) > 0
+    assert changed[:24].any() and not changed[24:].any() and len(changed) > 24
+
+
+def test_a_missing_step_or_layer_is_named():
+    pipe, call = tiny.klein(), tiny.KLEIN
+    with mu.attach(pipe, mu.spatial.Record(k=3), layers=[1, 2], steps=[0, 2]) as record:
+        mu.generate(pipe, "a star", **call)
+    for where, error, text in (
+        (dict(layers=1), ValueError, r"timestep .* \(step 1\) was not recorded; recorded: 1000 \(step 0\), "),
+        (dict(layers=0, steps=0), KeyError, r"layers \[1, 2\] were"),
+    ):
+        with pytest.raises(error, match=text), mu.attach(pipe, mu.Transport(record), **where):
+            mu.generate(pipe, "a star", **call)
+    with mu.attach(pipe, mu.Transport(record), layers=1, steps=[0, 2]):
+        mu.generate(pipe, "a star", **call)
+        with pytest.raises(ValueError, match="generate both at one size"):
+            mu.generate(pipe, "a star", **call | dict(height=32))
+    with mu.attach(pipe, mu.Transport(record), layers=1, steps=-1), pytest.raises(ValueError, match="not recorded"):
+        mu.generate(pipe, "a star", **call | dict(num_inference_steps=5))  # step 4 of another schedule
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        (dict(strength=1.5), "1.5 is not a number from 0 to 1"),
+        (dict(strength=[[1.0]]), "one for each row"),
+        (dict(strength=float("nan")), "nan is not"),
+        (dict(mask=np.ones(4)), r"mask \(4,\)"),
+        (dict(mask=2 * np.ones((2, 4))), "from 0 to 1"),
+    ],
+)
+def test_what_is_impossible_is_refused_at_once(options, text):
+    with pytest.raises(ValueError, match=text):
+        mu.Transport(by_hand(), **options)
+
+
+@pytest.mark.parametrize(
+    "images, options, text",
+    [
+        (2, {}, r"rows \[0, 1\] do not fit a batch of 3 rows and 2 recorded images"),
+        (2, dict(rows=[0, 1, 2]), "2 recorded images"),
+        (1, dict(strength=[1.0, 0.5]), "2 strengths for 3 rows"),
+        (1, dict(mask=np.ones((2, 2, 4), bool)), "2 masks for 3 rows"),
+    ],
+)
+def test_what_does_not_fit_the_batch_is_refused(images, options, text):
+    with pytest.raises(ValueError, match=text):
+        mu.Transport(by_hand(images), **options)(torch.ones(3, 8, 6), Here)
+
+
+def test_other_models_and_empty_records_are_refused():
+    with pytest.raises(ValueError, match="seen no tokens"):
+        mu.Transport(mu.spatial.Record())
+    record = by_hand()
+    record.names = {0: "blocks.0"}
+    with pytest.raises(ValueError, match="another model"):
+        mu.Transport(record)(torch.ones(1, 8, 6), Here)
+
+
+def test_sources_that_do_not_fit_are_refused():
+    pipe, record, call = tiny.klein(), mu.spatial.Record(k=3), tiny.KLEIN | dict(num_inference_steps=2)
+    image = picture(16, 24)
+    with pytest.raises(ValueError, match="2 images do not fit"):
+        mu.noised_source(pipe, [image] * 2, record, prompt=["a"] * 3, **call)
+    with pytest.raises(ValueError, match="2 images encode to"), noised(pipe, [image] * 2):
+        mu.generate(pipe, ["a"] * 3, **call)
+    kontext = tiny.kontext()
+    with pytest.raises(ValueError, match="reference images"), noised(kontext.pipe, picture(64, 96)):
+        tiny.run(kontext)
+    odd = SimpleNamespace(scheduler=SimpleNamespace(timesteps=[]))
+    with pytest.raises(TypeError, match="SimpleNamespace cannot noise an image"), noised(odd, image):
+        pass
+    assert not record.sites and not pipe.transformer._forward_pre_hooks
+
+
+def test_one_image_under_several_prompts_and_arrays_as_images():
+    pipe, call = tiny.klein(), tiny.KLEIN | dict(num_inference_steps=2)
+    array = np.asarray(picture(16, 24))
+    one = mu.noised_source(pipe, array, mu.spatial.Record(k=3), prompt=["a star", "a circle"], **call)
+    each = mu.noised_source(
+        pipe, [array, Image.fromarray(array)], mu.spatial.Record(k=3), prompt=["a star", "a circle"], **call
+    )
+    for step, layer in ((0, 0), (1, 2)):
+        assert all(map(torch.equal, one[step, layer], each[step, layer]))
+    watch, last = Watch(), Watch()
+    assert mu.noised_source(pipe, array, watch, last, layers=0, steps=-1, **call) == (watch, last)
+    assert list(watch.tokens) == [(1, 0)]
