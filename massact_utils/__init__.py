@@ -4,16 +4,18 @@ Axes, everywhere in this order: B rows of the batch, S steps, L layers, N image 
 chosen channels.
 """
 
-from . import latents, metrics, models, plots, runs, toyworld
+from . import latents, metrics, models, plots, prompts, runs, toyworld
 from .blocks import Block, blocks
 from .channels import ChannelStats, select_channels
 from .models import generate, load
 from .probes import Site, attach
+from .runs import Run
 from .transport import Transport, noised_source
 
 __all__ = [
     "Block",
     "ChannelStats",
+    "Run",
     "Site",
     "Transport",
     "attach",
@@ -25,6 +27,7 @@ __all__ = [
     "models",
     "noised_source",
     "plots",
+    "prompts",
     "runs",
     "select_channels",
     "toyworld",

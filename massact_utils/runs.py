@@ -1,10 +1,32 @@
-"""What a notebook was asked to run, checked, and the folder its results go to."""
+"""What a notebook was asked to run, and its results on disk: whole batches, each done once, whatever happens between.
+
+run = mu.Run(out_dir, parameters, pipe=pipe)
+for batch in run.pending(prompts, size=4):  # only what is not on disk yet
+    images = mu.generate(pipe, batch.prompts, seeds=batch.seeds)
+    run.add(batch, measure(images))  # a DataFrame or Dataset; the batch is done once this returns
+table = run.results()  # all batches, in order
+"""
 
 import ast
+import json
+import math
 import os
+import sys
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pandas as pd
+import xarray as xr
+from accelerate.utils import find_executable_batch_size
+from tqdm.auto import tqdm
+
+from . import provenance
+
 ROOT = Path(__file__).resolve().parents[1]
+SUFFIXES = (".parquet", ".nc")
+HELD = {}  # lock file -> its descriptor, for the batches this process has claimed
 
 
 def declared(source: str) -> list[str]:
@@ -58,18 +80,317 @@ def check(**ranges) -> None:
             raise ValueError(f"{name} = {value!r} is not possible; allowed: {low} to {high}")
 
 
-def folder(out_dir: str | None, name: str) -> Path:
-    """The folder for a notebook's results, made when it is not there; None is runs/<name> in this repository.
+def folder(out_dir: str | None, name: str, parameters: dict | None = None) -> Path:
+    """The folder for a notebook's results, made when it is not there.
 
-    Raises NotADirectoryError or PermissionError, before any work, where nothing can be written.
+    Empty is runs/<name>/<digest of parameters and of the files they name>, so that another parameter gets another
+    folder; the environment variable MASSACT_RUNS stands in for runs. Raises NotADirectoryError or PermissionError,
+    before any work, where nothing can be written.
     """
-    path = Path(out_dir) if out_dir else ROOT / "runs" / name
+    path = Path(out_dir) if out_dir else Path(os.environ.get("MASSACT_RUNS") or ROOT / "runs") / name
+    if not out_dir and parameters is not None:
+        path /= provenance.digest([provenance.public(parameters), provenance.files(parameters)])[:8]
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"out_dir {str(out_dir)!r} is a file; name a folder")
     path.mkdir(parents=True, exist_ok=True)
     if not os.access(path, os.W_OK):
         raise PermissionError(f"out_dir {str(out_dir)!r} is not writable; name another folder")
     return path
+
+
+class Incomplete(RuntimeError):
+    """A shard is done with its share, and the table needs the other shards'."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts that are generated together; `indices` are their positions in the whole list, `seeds` seed + position."""
+
+    name: str
+    index: int
+    indices: list[int]
+    prompts: list
+    seeds: list[int]
+
+    def __len__(self):
+        return len(self.indices)
+
+    def split(self, size: int) -> list["Batch"]:
+        """The same prompts in batches of `size` at most."""
+        cuts = [slice(i, i + size) for i in range(0, len(self), size)]
+        return [replace(self, indices=self.indices[c], prompts=self.prompts[c], seeds=self.seeds[c]) for c in cuts]
+
+
+class Run:
+    """Results in a folder: a part for every finished batch, written beside and renamed, and where they come from.
+
+    The folder belongs to one set of parameters, one model revision and one list of prompts. Any number of processes may
+    share it: a batch is claimed by a lock that dies with its process. `shard`, or parameters["shard"], as in "3/16",
+    takes every 16th batch from the third on; batches are the same whatever the shard, and so is the table.
+
+    Raises ValueError, with the differences, for a folder that holds other results; NotADirectoryError or
+    PermissionError where nothing can be written.
+    """
+
+    def __init__(self, out_dir, parameters: dict, *, pipe=None, shard: str | None = None):
+        if not str(out_dir):
+            raise ValueError("out_dir is empty; take one from mu.runs.folder(out_dir, name, parameters)")
+        self.folder = folder(str(out_dir), "")
+        self.shard = part_of(shard or parameters.get("shard") or "1/1")
+        self.seed = int(parameters.get("seed") or 0)
+        self.model = provenance.public(parameters).get("model", "")
+        self.most = None  # prompts at once that fitted into memory, once they did not
+        self.batches = {}  # name -> how many there are
+        self.provenance = provenance.of(parameters, pipe)
+        self.parts.mkdir(exist_ok=True)
+        with _locked(self.folder / ".lock"):
+            self._hold("parameters.json", provenance.public(parameters))
+            there = self._known("provenance.json")
+            held = [key for key in ("model", "dtype") if key in there and key in self.provenance]
+            self._refuse({key: there[key] for key in held}, {key: self.provenance[key] for key in held})
+            changed = provenance.differences({key: there.get(key) for key in self.provenance}, self.provenance)
+            if there and changed and set(self.provenance) <= set(there):
+                warnings.warn(f"{self.folder} was begun elsewhere: {'; '.join(changed)}", stacklevel=2)
+            self.provenance = self.provenance | there
+            _write(self.folder / "provenance.json", self.provenance)
+
+    @property
+    def parts(self) -> Path:
+        """Where the batches lie."""
+        return self.folder / "parts"
+
+    def pending(self, prompts, size: int = 4, *, name: str = "part"):
+        """Iterate over the batches of `size` prompts which are not on disk: each a Batch with index, prompts and seeds.
+
+        `prompts` is a list of texts, of tuples, or a DataFrame (its rows come as dicts). A loop of its own needs a
+        `name` of its own. A part that does not read is set aside and pending again. Batches another process has
+        claimed come last: finished by then, or free because that process died.
+
+        Raises ValueError for no prompts, and for a folder that holds results of other prompts or another size.
+        """
+        prompts = prompts.to_dict("records") if isinstance(prompts, pd.DataFrame) else list(prompts)
+        if not prompts or size < 1:
+            raise ValueError(f"{len(prompts)} prompts in batches of {size}; give at least one of each")
+        asked = {"prompts": len(prompts), "of content": provenance.digest(prompts), "in batches of": size}
+        with _locked(self.folder / ".lock"):
+            self.provenance = self._known("provenance.json")
+            self._refuse(self.provenance.setdefault("prompts", {}).setdefault(name, asked), asked)
+            _write(self.folder / "provenance.json", self.provenance)
+        indices = [list(range(i, min(i + size, len(prompts)))) for i in range(0, len(prompts), size)]
+        self.batches[name] = len(indices)
+        batches = [
+            Batch(name, i, at, [prompts[j] for j in at], [self.seed + j for j in at]) for i, at in enumerate(indices)
+        ]
+        number, of = self.shard
+        return self._claim(batches[number - 1 :: of])
+
+    def _claim(self, batches):
+        """Yield those that are not on disk and that nobody else holds; then wait for the rest."""
+        done = {batch.index for batch in batches if self._part(batch) is not None}
+        total, before = sum(map(len, batches)), sum(len(batch) for batch in batches if batch.index in done)
+        with tqdm(total=total, initial=before, unit="prompt", leave=False, disable=not _watched()) as bar:
+            for wait in (False, True):
+                if wait and len(done) < len(batches):
+                    bar.set_description("waiting for another process")
+                for batch in [batch for batch in batches if batch.index not in done]:
+                    lock = self.parts / f".{batch.name}-{batch.index:05d}.lock"
+                    with _claimed(lock, wait) as mine:
+                        if not mine:
+                            continue
+                        if self._part(batch) is None:
+                            yield batch
+                        done.add(batch.index)
+                        bar.update(len(batch))
+
+    def add(self, batch: Batch, result) -> None:
+        """Put a batch's result on disk, a DataFrame (Parquet) or a Dataset with dim "image" (NetCDF), and so be done.
+
+        A function instead is called with the batch and gives the result; where that runs out of memory, it is called
+        again with halves of the batch, and a warning says so.
+        """
+        if callable(result):
+            result = self._fitting(result, batch)
+        if isinstance(result, xr.Dataset) and result.sizes.get("image") == len(batch):
+            result = result.assign_coords(image=batch.indices)
+        suffix = ".parquet" if isinstance(result, pd.DataFrame) else ".nc"
+        _write(self.parts / f"{batch.name}-{batch.index:05d}{suffix}", result)
+
+    def results(self, name: str = "part"):
+        """All parts that are on disk, in order: one DataFrame, or one Dataset along "image".
+
+        Raises Incomplete when batches of other shards are missing, LookupError when there is nothing.
+        """
+        paths = sorted(path for path in self.parts.glob(f"{name}-*") if path.suffix in SUFFIXES)
+        if len(paths) < self.batches.get(name, 0) and self.shard != (1, 1):
+            number, of = self.shard
+            raise Incomplete(
+                f"shard {number}/{of} is done; {len(paths)} of {self.batches[name]} batches of {name!r} are on disk: "
+                "run the other shards, then once more with shard 1/1"
+            )
+        if not paths:
+            raise LookupError(f"no results called {name!r} in {self.folder}; run the loop over run.pending first")
+        return _joined([_read(path) for path in paths])
+
+    def path(self, name: str) -> Path:
+        """A path in the folder, for what the other methods do not write."""
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        return self.folder / name
+
+    def save(self, name: str, thing) -> Path:
+        """Write a DataFrame (Parquet), Dataset or DataArray (NetCDF), figure or image (PNG, or "a.webp")."""
+        suffix = {pd.DataFrame: ".parquet", xr.Dataset: ".nc", xr.DataArray: ".nc"}.get(type(thing), ".png")
+        path = self.path(name if Path(name).suffix else f"{name}{suffix}")
+        _write(path, thing)
+        return path
+
+    def claim(self, id: str, value: float, low: float, high: float, holds: bool, note: str = "") -> None:
+        """Put one row in claims.json in the place of the row with that id, as in "02.top-hurts-more-than-matched"."""
+        row = {key: None if math.isnan(x) else float(x) for key, x in dict(value=value, low=low, high=high).items()}
+        row = {"id": id, **row, "holds": bool(holds), "note": note}
+        row |= {"model": self.model, "notebook": id.split(".")[0]}
+        path = self.folder / "claims.json"
+        with _locked(self.folder / ".lock"):
+            rows = json.loads(path.read_text()) if path.exists() else []
+            _write(path, sorted([old for old in rows if old["id"] != id] + [row], key=lambda row: row["id"]))
+
+    def _known(self, name: str) -> dict:
+        path = self.folder / name
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _hold(self, name: str, here: dict) -> None:
+        """Write a file of the folder that is to stay the same, or compare with the one there."""
+        there = self._known(name)
+        self._refuse(there or here, here)
+        _write(self.folder / name, here)
+
+    def _refuse(self, there: dict, here: dict) -> None:
+        """Raise ValueError, with the differences, when the folder holds other results."""
+        wrong = provenance.differences(there, json.loads(json.dumps(here, default=str)))
+        if wrong:
+            raise ValueError(
+                f"{self.folder} holds other results: {'; '.join(wrong)}. Name another out_dir, or remove that folder"
+            )
+
+    def _fitting(self, function, batch: Batch):
+        """function(batch); after out of memory, the results of its halves, quarters, … joined."""
+        size = min(len(batch), self.most or len(batch))
+
+        def half():
+            self.most = (self.most or size) // 2
+            if self.most:
+                warnings.warn(f"out of memory; going on with {self.most} prompts at once", stacklevel=6)
+            return self.most
+
+        def attempt(size):
+            return _joined([function(piece) for piece in batch.split(size)])
+
+        return find_executable_batch_size(attempt, starting_batch_size=size, reduce_batch_size_fn=half)()
+
+    def _part(self, batch: Batch) -> Path | None:
+        """A batch's part if it is there and reads; one that does not is set aside."""
+        for path in (self.parts / f"{batch.name}-{batch.index:05d}{suffix}" for suffix in SUFFIXES):
+            if path.exists():
+                try:
+                    _read(path)
+                    return path
+                except Exception as error:  # whatever Arrow or SciPy make of a broken file
+                    aside, reason = path.with_name(f"{path.name}.unreadable"), str(error).partition("\n")[0]
+                    os.replace(path, aside)
+                    warnings.warn(f"{path.name} does not read ({reason}); set aside as {aside.name}", stacklevel=3)
+        return None
+
+
+def part_of(shard: str) -> tuple[int, int]:
+    """ "3/16" as (3, 16). Raises ValueError for anything that is not a share.
+
+    >>> part_of("3/16")
+    (3, 16)
+    """
+    words = str(shard).split("/")
+    if len(words) != 2 or not all(word.isdecimal() for word in words) or not 1 <= int(words[0]) <= int(words[1]):
+        raise ValueError(f"shard {shard!r} is no share; write it as in '3/16', from '1/16' to '16/16'")
+    return int(words[0]), int(words[1])
+
+
+def _watched() -> bool:
+    """Whether somebody looks on: at a terminal or in Jupyter, not while a notebook is executed to be kept."""
+    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+
+
+def _joined(results: list):
+    if isinstance(results[0], pd.DataFrame):
+        return pd.concat(results, ignore_index=True)
+    return xr.concat(results, "image", data_vars="minimal", coords="minimal", compat="equals", join="exact")
+
+
+def _read(path: Path):
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path, page_checksum_verification=True)
+    return xr.load_dataset(path, engine="scipy")
+
+
+def _write(path: Path, thing) -> None:
+    """Write to a file beside, flush it to the disk, then give it its name."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        if isinstance(thing, pd.DataFrame):
+            thing.to_parquet(beside, write_page_checksum=True)
+        elif isinstance(thing, (xr.Dataset, xr.DataArray)):
+            thing = thing if isinstance(thing, xr.Dataset) else thing.to_dataset(name=thing.name or "values")
+            kinds = {"float16": "float32", "uint8": "int16"}  # NetCDF 3 knows neither
+            wider = {name: kinds.get(str(array.dtype)) for name, array in thing.variables.items()}
+            thing = thing.assign({name: thing[name].astype(kind) for name, kind in wider.items() if kind})
+            thing.to_netcdf(beside, engine="scipy", format="NETCDF3_64BIT")
+        elif hasattr(thing, "savefig"):
+            thing.savefig(beside, dpi=120, format=path.suffix[1:])
+        elif hasattr(thing, "save"):
+            thing.save(beside, format=path.suffix[1:], lossless=True)
+        elif not isinstance(thing, (dict, list)):
+            raise TypeError(f"a {type(thing).__name__} cannot be kept; allowed: tables, datasets, figures and images")
+        else:
+            beside.write_text(json.dumps(thing, indent=1, default=str) + "\n")
+        with open(beside, "rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+
+
+@contextmanager
+def _claimed(path: Path, wait: bool):
+    """Hold a lock file while the block runs, or yield False when another process has it and `wait` is False."""
+    import fcntl
+
+    path = path.absolute()
+    if path in HELD:  # a loop that was left half-way in this very process
+        os.close(HELD.pop(path)[0])
+    while True:
+        lock = [os.open(path, os.O_RDWR | os.O_CREAT, 0o666)]
+        try:
+            fcntl.flock(lock[0], fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(lock[0])
+            yield False
+            return
+        if path.exists() and os.path.samestat(os.fstat(lock[0]), path.stat()):
+            break
+        os.close(lock[0])  # its holder finished and took the file away between our opening and locking it
+    HELD[path] = lock
+    try:
+        yield True
+    finally:
+        if HELD.get(path) is lock:
+            path.unlink(missing_ok=True)
+            os.close(HELD.pop(path)[0])
+
+
+@contextmanager
+def _locked(path: Path):
+    with _claimed(path, wait=True):
+        yield
 
 
 def _statements(source: str) -> list[ast.stmt]:
