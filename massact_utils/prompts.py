@@ -144,7 +144,7 @@ def _csv(path: Path, text: str):
                 raise csv.Error(f"{len(reader.fieldnames)} columns in the first line, and not as many here")
             yield reader.line_num, row
     except csv.Error as error:
-        raise ValueError(f"{path.name}, line {reader.line_num}: {error}") from None
+        raise ValueError(f"{path.name}, line {reader.reader.line_num}: {error}") from None
 
 
 def _jsonl(path: Path, text: str):

@@ -26,17 +26,16 @@ def pairs(each: int = 32, seed: int = 0) -> str:
     scenes = [Scene(*words) for words in product(*ATTRIBUTES.values()) if words[1] != words[4]]
     scenes = [scene for scene in scenes if split_of(scene) == "test"]
     np.random.default_rng(seed).shuffle(scenes)
+    words = np.array([list(vars(scene).values()) for scene in scenes])
+    differ = words[:, None] != words[None]  # scene scene attribute
     wanted = {"subject": {"shape"}, "colour": {"colour"}, "several": set(ATTRIBUTES)}
     used, found = set(), {kind: [] for kind in wanted}
-    for kind, differing in wanted.items():
-        for source, target in product(scenes, scenes):
-            if len(found[kind]) == each:
-                break
-            if {source, target} & used:
-                continue
-            if {name for name in ATTRIBUTES if getattr(source, name) != getattr(target, name)} == differing:
-                found[kind].append((caption(source), caption(target), kind))
-                used |= {source, target}
+    for kind, names in wanted.items():
+        as_wanted = differ == [name in names for name in ATTRIBUTES]
+        for i, j in np.argwhere(as_wanted.all(-1)).tolist():
+            if len(found[kind]) < each and not {i, j} & used:
+                found[kind].append((caption(scenes[i]), caption(scenes[j]), kind))
+                used |= {i, j}
     rows = [
         (*found[kind][2 * i + half], split)
         for i in range(each // 2)

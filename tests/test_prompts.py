@@ -1,0 +1,179 @@
+"""Prompt sets: bundled ones are what they say they are, and a bad file is an error with its line."""
+
+import runpy
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import massact_utils as mu
+from massact_utils import prompts, toyworld
+
+DATA = Path(prompts.BUNDLED)
+
+
+def test_the_toyworld_sets_are_what_their_script_makes():
+    made = runpy.run_path(str(DATA / "make.py"))
+    assert (DATA / "toyworld.txt").read_text() == made["captions"]()
+    assert (DATA / "toyworld-pairs.csv").read_text() == made["pairs"]()
+
+
+def test_toyworld_prompts_were_never_trained_on():
+    scenes = [toyworld.parse(prompt) for prompt in mu.prompts.read("toyworld")]
+    assert len(scenes) == 256 and {toyworld.split_of(scene) for scene in scenes} == {"test"}
+    assert mu.prompts.read("toyworld", 16) == [toyworld.caption(scene) for scene in scenes[:16]]
+
+
+def test_toyworld_pairs_differ_in_what_their_kind_says():
+    pairs = mu.prompts.read_pairs("toyworld-pairs")
+    words = {"subject": {"shape"}, "colour": {"colour"}, "several": set(toyworld.ATTRIBUTES)}
+    for pair in pairs.itertuples():
+        source, target = toyworld.parse(pair.source), toyworld.parse(pair.target)
+        assert {toyworld.split_of(source), toyworld.split_of(target)} == {"test"}
+        assert {n for n in toyworld.ATTRIBUTES if getattr(source, n) != getattr(target, n)} == words[pair.kind]
+    assert len(pairs) == 96 and len({*pairs.source, *pairs.target}) == 192
+
+
+@pytest.mark.parametrize("name", ["toyworld-pairs", "everyday-pairs"])
+def test_half_of_the_pairs_are_for_tuning_and_any_beginning_is_balanced(name):
+    pairs = mu.prompts.read_pairs(name)
+    for n in (6, 12, len(pairs)):
+        counts = pairs[:n].groupby(["kind", "split"]).size()
+        assert counts.index.to_list() == [(k, s) for k in ("colour", "several", "subject") for s in ("report", "tune")]
+        assert set(counts) == {n // 6}
+    assert not set(pairs[pairs.split == "tune"].source) & set(pairs[pairs.split == "report"].source)
+
+
+def test_everyday_prompts_are_distinct_and_short_enough_for_every_text_encoder():
+    everyday = mu.prompts.read("everyday")
+    assert len(everyday) == len(set(everyday)) == 48
+    pairs = mu.prompts.read_pairs("everyday-pairs")
+    assert len(pairs) == 24 and (pairs.source != pairs.target).all()
+    assert max(len(text.split()) for text in [*everyday, *pairs.source, *pairs.target]) < 20
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.txt", "a fox\na cat, asleep\n\n"),
+        ("a.txt", "\ufeffa fox\r\na cat, asleep\r\n"),
+        ("a.csv", 'id,Prompt\n1,a fox\n2,"a cat, asleep"\n'),
+        ("a.jsonl", '{"text": "a fox"}\n{"text": "a cat, asleep"}\n'),
+    ],
+)
+def test_files_of_every_format(tmp_path, name, content):
+    assert mu.prompts.read(write(tmp_path / name, content)) == ["a fox", "a cat, asleep"]
+
+
+def test_parquet_and_pairs(tmp_path):
+    pd.DataFrame({"n": [1], "caption": ["a fox"]}).to_parquet(tmp_path / "a.parquet")
+    assert mu.prompts.read(tmp_path / "a.parquet") == ["a fox"]
+    found = mu.prompts.read_pairs(write(tmp_path / "p.csv", "target,source\na cat,a fox\n"))
+    assert found.to_dict("records") == [{"source": "a fox", "target": "a cat", "kind": ""}]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        (
+            "a.csv",
+            "words,id\na fox,1\n",
+            r"a.csv, line 2: no column prompt, Prompt, text, caption; there are: words, id",
+        ),
+        ("a.csv", "prompt,id\na fox,1\na cat\n", r"a.csv, line 3: 2 columns in the first line, and not as many here"),
+        ("a.csv", "prompt,id\na fox,1\n ,2\n", r"a.csv, line 3: prompt is ' '; every line needs some words"),
+        ("a.csv", 'prompt\n"a fox\n', r"a.csv, line 2: unexpected end"),
+        ("a.csv", "prompt\n", r"a.csv is empty"),
+        ("a.txt", "", r"a.txt is empty"),
+        ("a.txt", " \n\n", r"a.txt is empty"),
+        ("a.txt", "a fox\n\na cat\n", r"a.txt, line 2: prompt is ''; every line needs some words"),
+        ("a.txt", b"a fox\na caf\xe9\n", r"a.txt, line 2: not UTF-8; save the file as UTF-8"),
+        ("a.jsonl", '{"prompt": "a fox"}\n{"prompt": \n', r"a.jsonl, line 2: not JSON"),
+        ("a.jsonl", '{"prompt": "a fox"}\n"a cat"\n', r"a.jsonl, line 2: not an object"),
+        ("a.jsonl", '{"prompt": "a fox"}\n{"prompt": 7}\n', r"a.jsonl, line 2: prompt is 7"),
+    ],
+)
+def test_a_bad_file_is_an_error_with_its_line(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message):
+        mu.prompts.read(write(tmp_path / name, content))
+
+
+def test_pairs_name_the_columns_they_miss(tmp_path):
+    with pytest.raises(ValueError, match=r"toyworld.txt, line 1: no column source, target; there are: prompt"):
+        mu.prompts.read_pairs("toyworld")
+
+
+@pytest.mark.parametrize(
+    "source, n, message",
+    [
+        (
+            "toywrld",
+            None,
+            r"'toywrld' is no bundled set \(everyday, everyday-pairs, toyworld, toyworld-pairs\), no file",
+        ),
+        ("toyworld", 300, r"300 prompts asked of 'toyworld', which holds 256"),
+        ("toyworld", 0, r"0 prompts of 'toyworld'; ask for at least one"),
+    ],
+)
+def test_sources_that_are_not_there(source, n, message):
+    with pytest.raises(ValueError, match=message):
+        mu.prompts.read(source, n)
+
+
+def test_a_missing_file_is_no_data_set():
+    with pytest.raises(FileNotFoundError, match=r"'my/prompts.csv': no such file"):
+        mu.prompts.read("my/prompts.csv")
+
+
+def test_a_line_too_long_for_the_tokenizer(tmp_path, klein):
+    file = write(tmp_path / "a.txt", "a fox\n" + "a fox " * 600)
+    assert len(mu.prompts.read(file)) == 2
+    with pytest.raises(ValueError, match=r"a.txt, line 2: .* tokens, over max_sequence_length = 512"):
+        mu.prompts.read(file, pipe=klein)
+    assert mu.prompts.read(file, 1, pipe=klein) == ["a fox"]
+
+
+class Hub:
+    """A hub with the given files: {revision: [names]}."""
+
+    def __init__(self, monkeypatch, folder, files):
+        self.files, self.folder = files, folder
+        monkeypatch.setattr(prompts, "HfApi", lambda: self)
+        monkeypatch.setattr(prompts, "hf_hub_download", self.download)
+
+    def list_repo_files(self, name, *, repo_type, revision):
+        assert name == "some/prompts" and repo_type == "dataset"
+        if revision not in self.files:
+            raise OSError("cannot be reached")
+        return self.files[revision]
+
+    def download(self, name, file, *, repo_type, revision):
+        assert file in self.files[revision]
+        path = self.folder / file.replace("/", "_")
+        if file.endswith("parquet"):
+            pd.DataFrame({"Prompt": [f"from {file}"]}).to_parquet(path)
+        else:
+            path.write_text("from the owner\n")
+        return str(path)
+
+
+def test_a_data_set_of_the_hub(monkeypatch, tmp_path):
+    files = [f"default/{split}/{i}.parquet" for split in ("test", "train") for i in (0, 1)]
+    Hub(monkeypatch, tmp_path, {"refs/convert/parquet": files})
+    with pytest.raises(ValueError, match=r"name one: some/prompts/default/test, some/prompts/default/train"):
+        mu.prompts.read("some/prompts")
+    expected = ["from default/test/0.parquet", "from default/test/1.parquet"]
+    assert mu.prompts.read("some/prompts/default/test") == expected
+    Hub(monkeypatch, tmp_path, {None: ["README.md", "all.txt"]})
+    assert mu.prompts.read("some/prompts") == ["from the owner"]
+
+
+def test_a_data_set_that_cannot_be_had_says_why(monkeypatch, tmp_path):
+    Hub(monkeypatch, tmp_path, {})
+    with pytest.raises(ValueError, match=r"'some/prompts' holds no .* the Hub hands over \(cannot be reached\)"):
+        mu.prompts.read("some/prompts")
