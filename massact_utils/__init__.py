@@ -4,23 +4,26 @@ Axes, everywhere in this order: B rows of the batch, S steps, L layers, N image 
 chosen channels.
 """
 
-from . import latents, metrics, models, plots, prompts, runs, toyworld
+from . import latents, metrics, models, plots, prompts, references, runs, spatial, toyworld
 from .blocks import Block, blocks
 from .channels import ChannelStats, select_channels
 from .models import generate, load
 from .probes import Site, attach
 from .runs import Run
+from .spatial import Record, iou, token_masks
 from .transport import Transport, noised_source
 
 __all__ = [
     "Block",
     "ChannelStats",
+    "Record",
     "Run",
     "Site",
     "Transport",
     "attach",
     "blocks",
     "generate",
+    "iou",
     "latents",
     "load",
     "metrics",
@@ -28,7 +31,10 @@ __all__ = [
     "noised_source",
     "plots",
     "prompts",
+    "references",
     "runs",
     "select_channels",
+    "spatial",
+    "token_masks",
     "toyworld",
 ]

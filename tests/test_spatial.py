@@ -1,12 +1,18 @@
-"""What Record promises: the recorded values are the tokens' own, in order, also from disk."""
+"""What Record and token_masks promise: the tokens' own values, in order; planted subjects are found, on any grid."""
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
 import xarray as xr
+from sklearn.cluster import KMeans
+from sklearn.metrics import jaccard_score
 
 import massact_utils as mu
 import tiny
-from massact_utils.spatial import Record
+from massact_utils import spatial
+from massact_utils.spatial import Record, coverage, iou, token_masks, trivial_masks
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +76,190 @@ def test_errors_name_what_is_wrong(recorded, tmp_path):
     with pytest.raises(RuntimeError, match="seen no tokens"):
         Record().save(tmp_path / "empty.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+GRID = (6, 9)
+
+
+def subjects(n=3, grid=GRID):
+    """A rectangle of 2 x 3 tokens in another place of each image, never on the border: (n, H, W)."""
+    masks = np.zeros((n, *grid), bool)
+    for i in range(n):
+        masks[i, 1 + i % 3 : 3 + i % 3, 1 + i : 4 + i] = True
+    return masks
+
+
+def record_of(values, grid=GRID):
+    """A record of one layer and step that holds values (image, N, K)."""
+    record = Record(k=values.shape[-1])
+    record.sites[0, 0, 0] = torch.zeros(values.shape[::2], dtype=torch.long), torch.as_tensor(values)
+    record.grid, record.branch, record.timesteps, record.names = grid, "cond", {0: 1.0}, {0: "blocks.0"}
+    return record
+
+
+def planted(sign=1.0, grid=GRID, k=5, seed=0):
+    """Noise, and a subject that differs in every channel: (record, masks)."""
+    masks = subjects(grid=grid)
+    noise = np.random.default_rng(seed).normal(0, 0.1, (len(masks), masks[0].size, k))
+    return record_of(noise + sign * masks.reshape(len(masks), -1, 1), grid), masks
+
+
+def test_the_recipe_finds_a_hot_subject():
+    record, masks = planted()
+    found, heat = token_masks(record, layer=0)
+    assert found.dtype == bool and found.shape == heat.shape == masks.shape
+    assert (found == masks).all()
+    assert all(heat[masks].min() > h for h in heat[~masks])
+
+
+def test_clusters_are_scikit_learns():
+    record, _ = planted()
+    x = record[0, 0][1].float().numpy()
+    found, _ = token_masks(record, layer=0)
+    for tokens, mask in zip(x, found, strict=True):
+        unit = (tokens - tokens.min(0)) / np.ptp(tokens, axis=0)
+        labels = KMeans(2, n_init=10, random_state=1).fit_predict(unit) == 1
+        assert (labels == mask.ravel()).all() or (~labels == mask.ravel()).all()
+
+
+def test_a_cold_subject_needs_another_polarity():
+    record, masks = planted(sign=-1.0)
+    assert (token_masks(record, layer=0)[0] == ~masks).all()
+    for polarity in ("border", "centre"):
+        assert (token_masks(record, layer=0, polarity=polarity)[0] == masks).all()
+
+
+def test_total_heat_prefers_the_larger_side():
+    record, masks = planted()
+    shifted = record_of(record[0, 0][1] + 0.0)
+    assert (token_masks(shifted, layer=0, polarity="total")[0].mean() > 0.5) and masks.mean() < 0.5
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("method", ["border", "pca"])
+def test_the_other_methods_find_it_hot_or_cold(method, sign):
+    record, masks = planted(sign)
+    assert (token_masks(record, layer=0, method=method, polarity="border")[0] == masks).all()
+
+
+@pytest.mark.parametrize("method", spatial.METHODS)
+def test_an_image_is_masked_as_if_alone(method):
+    record, _ = planted(seed=3)
+    together, heat = token_masks(record, layer=0, method=method, polarity="border")
+    for i, values in enumerate(record[0, 0][1]):
+        alone, own = token_masks(record_of(values[None]), layer=0, method=method, polarity="border")
+        assert (alone[0] == together[i]).all() and np.array_equal(own[0], heat[i])
+
+
+@pytest.mark.parametrize("scaling", spatial.SCALINGS)
+def test_units_of_a_channel_do_not_matter(scaling):
+    record, _ = planted()
+    units = torch.tensor([1.0, 100.0, 0.01, 3.0, 7.0])
+    other = record_of(record[0, 0][1] * units + 5 * units)
+    for a, b in zip(
+        token_masks(record, layer=0, scaling=scaling), token_masks(other, layer=0, scaling=scaling), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_absolute_ignores_the_sign():
+    record, _ = planted()
+    flipped = record_of(-record[0, 0][1])
+    a, b = (token_masks(r, layer=0, absolute=True)[0] for r in (record, flipped))
+    assert (a == b).all()
+
+
+def test_ranks_choose_channels_and_sites_are_joined():
+    record, masks = planted()
+    values = record[0, 0][1]
+    noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(0)).to(values)
+    mixed = record_of(torch.cat([noise, values], -1))
+    assert (token_masks(mixed, layer=0, ranks=range(5, 10))[0] == masks).all()
+    mixed.sites[0, 0, 1] = mixed.sites[0, 0, 0]
+    mixed.names[1] = "blocks.1"
+    one, two = (token_masks(mixed, layer=i, method="border", scaling="standard")[1] for i in (0, [0, 1]))
+    np.testing.assert_allclose(two, one * np.sqrt(2), rtol=1e-5)  # the same channels twice
+    assert (token_masks(mixed, layer=-1)[0] == token_masks(mixed, layer=1)[0]).all()
+
+
+def test_nothing_is_clustered_twice(monkeypatch):
+    record, calls = planted()[0], []
+    monkeypatch.setattr(spatial, "k_means", lambda *a, f=spatial.k_means, **k: calls.append(1) or f(*a, **k))
+    for polarity in spatial.POLARITIES:
+        token_masks(record, layer=0, polarity=polarity)
+    assert len(calls) == 3
+    token_masks(record, layer=0, seed=1)
+    assert len(calls) == 6
+    record.sites[1, 0, 0] = record.sites[0, 0, 0]  # a second generation
+    assert len(token_masks(record, layer=0)[0]) == 6
+
+
+def test_large_images_in_threads_give_the_same(monkeypatch):
+    grid, masks = (60, 90), subjects().repeat(10, 1).repeat(10, 2)
+    noise = np.random.default_rng(0).normal(0, 0.1, (3, 5400, 6))
+    record = record_of(noise + masks.reshape(3, -1, 1), grid)
+    assert record[0, 0][1][0].numel() > 30_000
+    a = token_masks(record, layer=0)[0]
+    monkeypatch.setattr(spatial, "_each", lambda f, x, *more: np.stack([f(tokens, *more) for tokens in x]))
+    record.clusters.clear()
+    assert (a == token_masks(record, layer=0)[0]).all() and (a == masks).all()
+
+
+def test_tokens_that_are_all_alike_have_no_subject():
+    record = record_of(np.full((2, 54, 3), 7.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for method in spatial.METHODS:
+            assert not token_masks(record, layer=0, method=method)[0].any()
+
+
+def test_iou_is_the_jaccard_index():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 4, *GRID)) > 0.5
+    assert iou(a, b).tolist() == pytest.approx([jaccard_score(x.ravel(), y.ravel()) for x, y in zip(a, b, strict=True)])
+    assert isinstance(iou(a[0], b[0]), float)
+    assert np.isnan(iou(a[0] & False, b[0] & False)) and iou(a[0] & False, b[0]) == 0
+
+
+def test_iou_with_coverage_is_the_images_own():
+    rng = np.random.default_rng(1)
+    reference, mask = rng.random((2, 60, 72)) > 0.6, rng.random((2, *GRID)) > 0.5
+    enlarged = mask.repeat(10, 1).repeat(8, 2)
+    np.testing.assert_allclose(iou(mask, coverage(reference, GRID)), iou(enlarged, reference), rtol=1e-5)
+
+
+def test_coverage_keeps_area_on_any_grid():
+    reference = np.random.default_rng(2).random((3, 50, 70)) > 0.5
+    np.testing.assert_allclose(coverage(reference, (6, 9)).mean((1, 2)), reference.mean((1, 2)), rtol=1e-4)
+
+
+def test_trivial_masks_look_at_no_image():
+    masks = trivial_masks(GRID)
+    assert {mask.shape for mask in masks.values()} == {GRID}
+    assert masks["everything"].all() and masks["not the border"].sum() == 4 * 7
+    centre = masks["centre"]
+    assert (centre == centre[::-1]).all() and (centre == centre[:, ::-1]).all() and centre[2, 4] and not centre[0].any()
+
+
+def test_masks_of_another_family_on_a_non_square_grid():
+    recipe = tiny.sd3()
+    with mu.attach(recipe.pipe, Record(k=4)) as record:
+        tiny.run(recipe)
+    masks, heat = token_masks(record, layer=-1)
+    assert masks.shape[1:] == heat.shape[1:] == record.grid and record.grid[0] != record.grid[1]
+    assert masks.any() and not masks.all() and np.isfinite(heat).all()
+
+
+def test_mask_errors_name_what_is_wrong():
+    record, _ = planted()
+    for wrong in (dict(method="dbscan"), dict(scaling="log"), dict(polarity="up")):
+        with pytest.raises(ValueError, match="is unknown; allowed"):
+            token_masks(record, layer=0, **wrong)
+    with pytest.raises(KeyError, match="was not recorded"):
+        token_masks(record, layer=3)
+    with pytest.raises(IndexError):
+        token_masks(record, layer=0, ranks=[9])
+    with pytest.raises(ValueError, match="seen no tokens"):
+        token_masks(Record(), layer=0)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        iou(np.ones((2, 3)), np.ones((3, 2)))
