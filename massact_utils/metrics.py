@@ -1,7 +1,19 @@
 """Images to numbers: evaluators, loaded once by name.
 
-The ToyWorld evaluators are a CLIP that reads attributes by zero-shot prompts and a segmenter that finds the subject;
-both are standard transformers classes under data/toy, trained on the same world and scored by data/toy/evaluate.py.
+| measure | range | source |
+|---|---|---|
+| `alignment` of image and prompt | cosine, -1 to 1 | CLIPScore (2104.08718), which is 2.5 times this or 0 |
+| `similarity` of two images' features | cosine, -1 to 1; 1: the same | CLIP-I and DINO scores of 2208.12242 |
+| `ssim` of two images | -1 to 1; 1: the same | Wang et al. 2004, by scikit-image |
+| `psnr` of two images | dB, 0 upwards; capped for equal images | by scikit-image |
+| `band_errors`: layout and detail | 0: the same, 1: erased, 1.4: unrelated | relative error in two bands of the DCT |
+| `collapsed` | yes or no | flat, or no closer to its prompt than to others; defined there |
+| `attributes_right` | yes or no, six an image | ToyWorld's CLIP, zero-shot |
+
+An evaluator is "toy", a Hub id or a folder: a CLIP or SigLIP reads text and images, an encoder such as DINOv2 images
+alone. ToyWorld's own, a CLIP and a segmenter that finds the subject, are standard transformers classes under data/toy,
+trained on the same world and scored by data/toy/evaluate.py. They run in float32 on cuda where there is one, as `load`
+does, or on `device`.
 """
 
 from functools import cache
@@ -10,10 +22,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.fft import dctn
 from scipy.stats import bootstrap
-from transformers import CLIPModel, CLIPProcessor, SegformerForSemanticSegmentation, SegformerImageProcessorPil
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessorPil,
+)
 
 from . import toyworld
+from .models import _quiet
 
 TOY = Path(__file__).resolve().parents[1] / "data" / "toy"
 BATCH = 64
@@ -44,17 +65,11 @@ def paired_interval(a, b=None, *, seed: int = 0) -> tuple[float, float, float]:
 
 
 @cache
-def _clip():
-    folder = _folder("clip")
-    model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
-    return model, CLIPProcessor.from_pretrained(folder, backend="pil")
-
-
-@cache
-def _segmenter():
+def _segmenter(device: str):
     folder = _folder("segmenter")
-    model = SegformerForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
-    return model, SegformerImageProcessorPil.from_pretrained(folder)
+    with _quiet(True):
+        model = SegformerForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        return model.to(device).eval(), SegformerImageProcessorPil.from_pretrained(folder)
 
 
 def _folder(name: str) -> Path:
@@ -72,21 +87,212 @@ def _batches(images):
         yield [np.asarray(image) for image in images[i : i + BATCH]]
 
 
+@cache
+def _encoder(name: str, device: str):
+    """Model, image processor and tokenizer (None where it reads no text) of an evaluator, on a device."""
+    where = _folder("clip") if name == "toy" else name
+    options = dict(trust_remote_code=False)
+    try:
+        with _quiet(Path(where).is_dir()):
+            model = AutoModel.from_pretrained(where, dtype=torch.float32, use_safetensors=True, **options)
+            processor = AutoImageProcessor.from_pretrained(where, backend="pil", **options)
+            reads = hasattr(model, "get_text_features")
+            tokenizer = AutoTokenizer.from_pretrained(where, **options) if reads else None
+    except (OSError, ValueError) as error:
+        raise RuntimeError(
+            f"evaluator {name!r} was not loaded; allowed: 'toy', a Hub id or a folder of a CLIP, SigLIP or image "
+            f"encoder with safetensors. The reason: {str(error).partition(chr(10))[0]}"
+        ) from error
+    return model.to(device).eval(), processor, tokenizer
+
+
+def _device(device) -> str:
+    return str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 @torch.no_grad()
-def read_attributes(images) -> pd.DataFrame:
+def image_features(images, *, evaluator: str = "toy", device=None) -> torch.Tensor:
+    """An encoder's features of images, of length 1: list of images -> (B, F), float32 on the CPU.
+
+    Raises ValueError for no images, RuntimeError for an evaluator that cannot be loaded.
+    """
+    model, processor, _ = _encoder(evaluator, _device(device))
+    features = []
+    for part in _batches(images):
+        pixels = processor(part, return_tensors="pt")["pixel_values"].to(model.device)
+        out = model.get_image_features(pixel_values=pixels) if hasattr(model, "get_image_features") else model(pixels)
+        if not isinstance(out, torch.Tensor):
+            out = out.last_hidden_state[:, 0] if out.pooler_output is None else out.pooler_output
+        features.append(torch.nn.functional.normalize(out, dim=-1).cpu())
+    return torch.cat(features)
+
+
+@torch.no_grad()
+def text_features(prompts, *, evaluator: str = "toy", device=None) -> torch.Tensor:
+    """A CLIP's features of prompts, of length 1: list of B texts -> (B, F), float32 on the CPU.
+
+    What is longer than the evaluator's context (77 tokens in CLIP) is cut. Raises ValueError for an evaluator that
+    reads no text, RuntimeError for one that cannot be loaded.
+    """
+    model, _, tokenizer = _encoder(evaluator, _device(device))
+    if tokenizer is None:
+        raise ValueError(f"evaluator {evaluator!r} reads images alone; prompt alignment needs a CLIP or SigLIP")
+    length = model.config.text_config.max_position_embeddings
+    text = tokenizer(list(prompts), return_tensors="pt", padding="max_length", truncation=True, max_length=length)
+    features = []
+    for i in range(0, len(prompts), BATCH):
+        out = model.get_text_features(**{name: value[i : i + BATCH].to(model.device) for name, value in text.items()})
+        out = out if isinstance(out, torch.Tensor) else out.pooler_output
+        features.append(torch.nn.functional.normalize(out, dim=-1).cpu())
+    return torch.cat(features)
+
+
+def alignment(images, prompts, *, evaluator: str = "toy", device=None) -> np.ndarray:
+    """How well each image shows its prompt: cosine of their CLIP features, (B,), -1 to 1.
+
+    CLIPScore (arXiv 2104.08718) is 2.5 times this, or 0 where it is negative. Raises what `image_features` and
+    `text_features` raise, and ValueError for another number of prompts than images.
+    """
+    _check_pairs(images, prompts)
+    options = dict(evaluator=evaluator, device=device)
+    return (image_features(images, **options) * text_features(prompts, **options)).sum(-1).numpy()
+
+
+def similarity(images, references, *, evaluator: str = "toy", device=None) -> np.ndarray:
+    """How alike an encoder finds each image and its reference: cosine of their features, (B,), -1 to 1.
+
+    With a CLIP it is the CLIP-I score, with a DINO the DINO score, both of DreamBooth (arXiv 2208.12242).
+    """
+    _check_pairs(images, references)
+    references = list(references)
+    distinct = {id(image): image for image in references}  # arms share a reference
+    row = {key: i for i, key in enumerate(distinct)}
+    options = dict(evaluator=evaluator, device=device)
+    wanted = image_features(list(distinct.values()), **options)[[row[id(image)] for image in references]]
+    return (image_features(images, **options) * wanted).sum(-1).numpy()
+
+
+def ssim(images, references) -> np.ndarray:
+    """Structural similarity of each image to its reference: (B,), 1 for equal images, about 0 for unrelated ones.
+
+    With the Gaussian window of Wang et al. (2004). Raises ValueError for images of unequal size, or under 11 pixels.
+    """
+    _check_pairs(images, references)
+    options = dict(channel_axis=-1, gaussian_weights=True, use_sample_covariance=False, data_range=255)
+    return np.array([structural_similarity(*map(np.asarray, pair), **options) for pair in _pairs(images, references)])
+
+
+def psnr(images, references) -> np.ndarray:
+    """Peak signal-to-noise ratio of each image to its reference in dB: (B,).
+
+    Equal images, whose ratio is infinite, get that of one value wrong by one: 92.5 dB at 96 x 96. Raises ValueError
+    for images of unequal size.
+    """
+    _check_pairs(images, references)
+    out = []
+    for a, b in _pairs(images, references):
+        a, b = np.asarray(a), np.asarray(b)
+        best = 10 * np.log10(255**2 * a.size)
+        out.append(best if np.array_equal(a, b) else peak_signal_noise_ratio(b, a, data_range=255))
+    return np.array(out)
+
+
+def band_errors(images, references, *, cutoff: float = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Relative error of each image against its reference in layout and in detail: (low, high), (B,) each.
+
+    Both are split by their cosine transform at `cutoff` cycles over the image's shorter side: below is what a picture
+    of 16 x 16 pixels could show, above is finer. In either band the error's norm is divided by the reference's: 0 for
+    equal images, 1 where the band is erased, about 1.4 for an unrelated image of the same contrast. Values run from -1
+    to 1, so that an image erased is mid-grey; a reference's norm counts as at least one grey level. Raises ValueError
+    for images of unequal size.
+    """
+    _check_pairs(images, references)
+    out = []
+    for a, b in _pairs(images, references):
+        a, b = (np.asarray(x, np.float32) / 127.5 - 1 for x in (a, b))
+        h, w = b.shape[:2]
+        v, u = np.arange(h)[:, None] / (2 * h), np.arange(w)[None] / (2 * w)  # cycles a pixel
+        low = np.hypot(u, v) * min(h, w) < cutoff  # H W
+        error, power = (dctn(x, axes=(0, 1), norm="ortho") ** 2 for x in (a - b, b))
+        floor = b.size / 127.5**2
+        out.append([np.sqrt(error[at].sum() / max(power[at].sum(), floor)) for at in (low, ~low)])
+    low, high = np.array(out).T
+    return low, high
+
+
+def collapsed(images, aligned, chance) -> np.ndarray:
+    """Whether each image shows nothing of its prompt any more: (B,) bool.
+
+    It is flat (its grey values spread by less than 2 % of the range), or its `alignment` with its own prompt is no
+    higher than `chance`, that of an intact image with prompts that are not its own. Both hold for any model for which
+    there is a CLIP.
+    """
+    flat = np.array([np.asarray(image, np.float32).mean(-1).std() < 0.02 * 255 for image in images])
+    return flat | (np.asarray(aligned) <= chance)
+
+
+def compare(
+    images, references, prompts, *, others, evaluator: str = "toy", features: str = "", device=None
+) -> pd.DataFrame:
+    """Every measure of images (B) against the intact images of the same prompts and noise: one row an image.
+
+    Columns alignment, chance (the reference's mean alignment with the prompts in `others`), similarity (by the encoder
+    `features`, or else the evaluator), ssim, psnr, low_error, high_error, collapsed. Raises what the single measures
+    do.
+    """
+    references, options = list(references), dict(evaluator=evaluator, device=device)
+    foreign = text_features(others, **options).mean(0)
+    distinct = {id(image): image for image in references}
+    chance = dict(zip(distinct, (image_features(list(distinct.values()), **options) @ foreign).tolist(), strict=True))
+    table = pd.DataFrame({"alignment": alignment(images, prompts, **options)})
+    table["chance"] = [chance[id(image)] for image in references]
+    table["similarity"] = similarity(images, references, evaluator=features or evaluator, device=device)
+    table["ssim"], table["psnr"] = ssim(images, references), psnr(images, references)
+    table["low_error"], table["high_error"] = band_errors(images, references)
+    table["collapsed"] = collapsed(images, table.alignment, table.chance)
+    return table
+
+
+def _check_pairs(images, others):
+    if len(images) != len(others):
+        raise ValueError(f"{len(images)} images for {len(others)} references or prompts; give one for each")
+    if len(images) == 0:
+        raise ValueError("no images to evaluate")
+
+
+def _pairs(images, references):
+    for pair in zip(images, references, strict=True):
+        a, b = (np.shape(np.asarray(x)) for x in pair)
+        if a != b or len(a) != 3:
+            raise ValueError(f"an image of shape {a} has a reference of shape {b}; both have to be H W 3 and alike")
+        yield pair
+
+
+def attributes_right(images, prompts, *, device=None) -> pd.DataFrame:
+    """Which of the six attributes of a ToyWorld caption each image shows: one row an image, one bool column each.
+
+    Read by `read_attributes`. Raises ValueError for prompts that are not ToyWorld captions.
+    """
+    _check_pairs(images, prompts)
+    said = pd.DataFrame([vars(toyworld.parse(prompt)) for prompt in prompts])
+    return read_attributes(images, device=device)[list(said)] == said
+
+
+@torch.no_grad()
+def read_attributes(images, *, device=None) -> pd.DataFrame:
     """The words the ToyWorld CLIP reads off images, one row an image, one column an attribute, plus "confidence".
 
     `images`: PIL images or arrays (H, W, 3) uint8. Each attribute is the best of its zero-shot prompts
     (`toyworld.question`); confidence is the softmax probability of the answer, at its lowest over the attributes.
     Raises ValueError for no images, FileNotFoundError when the evaluator is not there.
     """
-    model, processor = _clip()
+    model, processor, tokenizer = _encoder("toy", _device(device))
     prompts = [toyworld.question(name, word) for name, words in toyworld.ATTRIBUTES.items() for word in words]
-    text = processor.tokenizer(prompts, return_tensors="pt", padding=True)
+    text = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
     frames = []
     for part in _batches(images):
-        pixels = processor.image_processor(part, return_tensors="pt")
-        logits, at, answers, sure = model(**text, **pixels).logits_per_image, 0, {}, []  # B prompts
+        pixels = processor(part, return_tensors="pt").to(model.device)
+        logits, at, answers, sure = model(**text, **pixels).logits_per_image.cpu(), 0, {}, []  # B prompts
         for name, words in toyworld.ATTRIBUTES.items():
             probability, best = logits[:, at : at + len(words)].softmax(-1).max(-1)
             answers[name] = [words[i] for i in best.tolist()]
@@ -97,15 +303,15 @@ def read_attributes(images) -> pd.DataFrame:
 
 
 @torch.no_grad()
-def subject_masks(images) -> np.ndarray:
+def subject_masks(images, *, device=None) -> np.ndarray:
     """The subject's mask in each image by the ToyWorld segmenter: (B, H, W) bool, at the images' own size.
 
     Raises ValueError for no images, FileNotFoundError when the evaluator is not there.
     """
-    model, processor = _segmenter()
+    model, processor = _segmenter(_device(device))
     masks = []
     for part in _batches(images):
-        logits = model(**processor(part, return_tensors="pt")).logits  # B 2 h w
+        logits = model(**processor(part, return_tensors="pt").to(model.device)).logits  # B 2 h w
         logits = torch.nn.functional.interpolate(logits, size=part[0].shape[:2], mode="bilinear", align_corners=False)
-        masks.append((logits[:, 1] > logits[:, 0]).numpy())
+        masks.append((logits[:, 1] > logits[:, 0]).cpu().numpy())
     return np.concatenate(masks)

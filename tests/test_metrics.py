@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import t
+from transformers import CLIPModel, CLIPProcessor, Dinov2Config, Dinov2Model
 
 from massact_utils import metrics, toyworld
 
@@ -98,3 +100,130 @@ def test_few_or_lopsided_values_still_have_an_interval(values):
 def test_values_that_make_no_interval(a, b, named):
     with pytest.raises(ValueError, match=named):
         metrics.paired_interval(a, b)
+
+
+def sample(n=16, seed=5):
+    scenes = toyworld.sample(n, seed=seed, split="test")
+    return list(toyworld.render(scenes, seed=seed)[0]), [toyworld.caption(scene) for scene in scenes]
+
+
+def noise(n, size=96):
+    return list(np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8))
+
+
+def test_alignment_is_the_cosine_of_the_clip_and_finds_the_prompt():
+    images, prompts = sample()
+    found = metrics.alignment(images, prompts)
+    model = CLIPModel.from_pretrained(metrics.TOY / "clip", dtype=torch.float32)
+    processor = CLIPProcessor.from_pretrained(metrics.TOY / "clip", backend="pil")
+    with torch.no_grad():
+        out = model(**processor(images=images, text=prompts, return_tensors="pt"))
+    cosines = (out.image_embeds * out.text_embeds).sum(-1)
+    np.testing.assert_allclose(found, cosines, atol=1e-5)
+    assert (found > metrics.alignment(images, prompts[1:] + prompts[:1])).all()
+    assert found.mean() > metrics.alignment(noise(16), prompts).mean() + 0.2
+
+
+def test_measures_of_an_image_and_itself():
+    images, _ = sample(3)
+    np.testing.assert_allclose(metrics.similarity(images, images), 1, atol=1e-5)
+    np.testing.assert_allclose(metrics.ssim(images, images), 1)
+    np.testing.assert_allclose(metrics.psnr(images, images), 10 * np.log10(255**2 * 96 * 96 * 3))
+    assert np.abs(metrics.band_errors(images, images)).max() == 0
+
+
+def test_every_measure_falls_as_noise_grows():
+    images, prompts = sample(8)
+    rng = np.random.default_rng(0)
+    tables = [
+        metrics.compare(
+            [np.clip(image + rng.normal(0, level, image.shape), 0, 255).astype(np.uint8) for image in images],
+            images,
+            prompts,
+            others=sample(8, seed=6)[1],
+        ).mean()
+        for level in (5, 20, 80)
+    ]
+    for name in ("ssim", "psnr", "similarity"):
+        assert tables[0][name] > tables[1][name] > tables[2][name]
+    for name in ("low_error", "high_error"):
+        assert tables[0][name] < tables[1][name] < tables[2][name]
+    assert tables[1].high_error > tables[1].low_error  # white noise lies in the fine band, the scene in the coarse one
+
+
+def test_psnr_is_the_decibels_of_the_squared_error():
+    a, b = noise(2)
+    error = ((a / 255.0 - b / 255.0) ** 2).mean()
+    assert metrics.psnr([a], [b])[0] == pytest.approx(-10 * np.log10(error))
+
+
+@pytest.mark.parametrize(("cycles", "band"), [(3, 0), (7, 0), (9, 1), (30, 1)])
+def test_a_wave_is_an_error_of_its_own_band(cycles, band):
+    """Erasing a wave of known frequency erases that band alone, whatever the size of the image."""
+    for h, w in ((96, 96), (64, 128)):
+        x = (np.arange(w) + 0.5) / min(h, w)
+        coarse, fine = (60 * np.cos(2 * np.pi * c * x) for c in ((cycles, 20) if band == 0 else (2, cycles)))
+        whole, without = coarse + fine, (fine if band == 0 else coarse)
+        picture, blank = (np.tile((127.5 + v)[None, :, None], (h, 1, 3)).astype(np.float32) for v in (whole, without))
+        errors = metrics.band_errors([blank], [picture])
+        assert errors[band][0] == pytest.approx(1, abs=0.01) and errors[1 - band][0] == pytest.approx(0, abs=0.01)
+
+
+def test_the_bands_hold_the_whole_error():
+    (a,), (reference,) = noise(1), sample(1)[0]
+    low, high = metrics.band_errors([a], [reference], cutoff=1e9)
+    x, y = a / 127.5 - 1, reference / 127.5 - 1
+    assert low[0] == pytest.approx(np.sqrt(((x - y) ** 2).sum() / (y**2).sum()), rel=1e-4) and high[0] == 0
+
+
+def test_collapsed_images():
+    images, prompts = sample(8)
+    others = sample(8, seed=6)[1]
+    flat = [np.full((96, 96, 3), 90, np.uint8)] * 8
+    for made, share in ((images, 0), (flat, 1)):
+        table = metrics.compare(made, images, prompts, others=others)
+        assert table.collapsed.mean() == share
+    assert metrics.compare(noise(8), images, prompts, others=others).collapsed.mean() > 0.5
+    assert not metrics.collapsed(images, [0.5] * 8, [0.4] * 8).any()
+    assert metrics.collapsed(images, [0.3] * 8, [0.4] * 8).all()
+
+
+def test_attributes_that_are_right():
+    images, prompts = sample(32)
+    assert metrics.attributes_right(images, prompts).mean().min() > 0.8
+    blue = toyworld.parse("a large red star at the left on a blue striped background")
+    drawn = list(toyworld.render([blue], seed=0)[0])
+    right = metrics.attributes_right(drawn, ["a large green star at the left on a blue striped background"]).iloc[0]
+    assert not right.colour and right.drop("colour").sum() >= 4
+
+
+def test_an_image_encoder_by_folder(tmp_path):
+    """A DINOv2 compares images but reads no text."""
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 28}, "crop_size": 28})
+    )
+    images, prompts = sample(3)
+    same = metrics.similarity(images, images, evaluator=str(tmp_path))
+    other = metrics.similarity(images, noise(3), evaluator=str(tmp_path))
+    np.testing.assert_allclose(same, 1, atol=1e-5)
+    assert (other < same).all()
+    with pytest.raises(ValueError, match="reads images alone"):
+        metrics.alignment(images, prompts, evaluator=str(tmp_path))
+
+
+def test_an_evaluator_that_cannot_be_had(tmp_path):
+    images, _ = sample(1)
+    with pytest.raises(RuntimeError, match=r"evaluator '.*nothing-here' was not loaded; allowed: 'toy'"):
+        metrics.similarity(images, images, evaluator=str(tmp_path / "nothing-here"))
+
+
+@pytest.mark.parametrize("measure", [metrics.ssim, metrics.psnr, metrics.band_errors])
+def test_images_that_cannot_be_compared(measure):
+    with pytest.raises(ValueError, match=r"\(96, 96, 3\) has a reference of shape \(32, 32, 3\)"):
+        measure(noise(1), noise(1, 32))
+    with pytest.raises(ValueError, match="2 images for 1 references"):
+        measure(noise(2), noise(1))
+    with pytest.raises(ValueError, match="no images"):
+        measure([], [])
