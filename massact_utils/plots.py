@@ -36,8 +36,9 @@ def spectrum(scores, *, ax):
     ranked = np.sort(scores.transpose("layer", "channel").values, axis=1)[:, ::-1]
     rank = np.arange(1, ranked.shape[1] + 1)
     shades = colormaps["viridis_r"](np.linspace(0.1, 1, len(ranked)))
-    for line, shade, layer in zip(ranked, shades, scores.layer.values, strict=True):
-        ax.plot(rank, line, color=shade, lw=1.5, label=str(layer))
+    named = _every(len(ranked), 8)
+    for i, (line, shade, layer) in enumerate(zip(ranked, shades, scores.layer.values, strict=True)):
+        ax.plot(rank, line, color=shade, lw=1.5, label=str(layer) if i in named else None)
     ax.set(xscale="log", yscale="log", xlabel="rank of the channel in its layer", ylabel="mean |activation|")
     _decades(ax.xaxis, 1, ranked.shape[1])
     _decades(ax.yaxis, ranked[ranked > 0].min(), ranked.max())
@@ -54,6 +55,73 @@ def channel_map(scores, *, ax):
     bar = ax.figure.colorbar(picture, ax=ax, pad=0.02)
     bar.set_label("mean |activation|")
     _decades(bar.ax.yaxis, low, high)
+    return ax
+
+
+def depth(scores, *, ax):
+    """The three largest channels and the median channel of every layer, over depth: scores (layer, channel)."""
+    ranked = np.sort(scores.transpose("layer", "channel").values, axis=1)[:, ::-1]
+    for rank, shade in zip(range(3), (1, 0.65, 0.4), strict=True):
+        ax.plot(scores.layer, ranked[:, rank], color=COLOURS["top"], alpha=shade, marker="o", ms=3, label=rank + 1)
+    ax.plot(scores.layer, scores.median("channel"), color=COLOURS["median"], ls="--", label="median")
+    ax.set(yscale="log", xlabel="layer", xticks=scores.layer.values[_every(len(ranked))])
+    _decades(ax.yaxis, *ax.get_ylim())
+    ax.legend(title="rank", fontsize="small", ncols=2, frameon=False)
+    return ax
+
+
+def atlas(ratio, *, ax):
+    """Size of some channels at every layer and step: ratio (step, layer, channel), as multiples of the median.
+
+    Channels across; down the depth, a band for each layer, and in it the steps from noise to image.
+    """
+    values = ratio.transpose("layer", "step", "channel").values  # L S C
+    layers, steps, channels = values.shape
+    picture = ax.imshow(
+        values.reshape(-1, channels),
+        aspect="auto",
+        norm=LogNorm(1, max(values.max(), 2)),
+        cmap="magma",
+        interpolation="nearest",
+    )
+    ax.set_yticks((np.arange(layers) + 0.5)[_every(layers)] * steps - 0.5, ratio.layer.values[_every(layers)])
+    shown = _every(channels, 40)
+    ax.set_xticks(shown, ratio.channel.values[shown], rotation=90, fontsize="small")
+    for edge in np.arange(1, layers) * steps - 0.5:
+        ax.axhline(edge, color="white", lw=0.8)
+    ax.set(xlabel="channel", ylabel="layer (in each: noise to image, downwards)")
+    bar = ax.figure.colorbar(picture, ax=ax, pad=0.02)
+    bar.set_label("times the median")
+    _decades(bar.ax.yaxis, 1, max(values.max(), 2))
+    return ax
+
+
+def surface(tokens, *, ax, most: int = 160):
+    """Absolute activation over tokens and channels as a surface: tokens (N, D) on a 3d `ax`.
+
+    More than `most` tokens or channels are drawn in groups, each by its largest value.
+    """
+    size = np.abs(np.asarray(tokens, np.float32))
+    rows, columns = (np.unique(np.linspace(0, n, most + 1).astype(int)[:-1]) for n in size.shape)
+    size = np.maximum.reduceat(np.maximum.reduceat(size, rows, axis=0), columns, axis=1)
+    y, x = np.meshgrid(rows, columns, indexing="ij")
+    ax.plot_surface(x, y, size, cmap="magma_r", rstride=1, cstride=1, linewidth=0, antialiased=False)
+    ax.set(xlabel="channel", ylabel="token", zlabel="|activation|")
+    ax.view_init(elev=28, azim=-62)
+    return ax
+
+
+def components(shares, *, ax):
+    """Variance components as stacked bars: shares, a table with a row for each bar and a column for each component."""
+    shades = ["#DDDDDD", COLOURS["top"], COLOURS["bottom"], COLOURS["random"]]
+    shades += [colormaps["Greys"](x) for x in np.linspace(0.35, 0.9, max(len(shares.columns) - 4, 1))]
+    left = np.zeros(len(shares))
+    rows = np.arange(len(shares))[::-1]
+    for name, shade in zip(shares.columns, shades, strict=False):
+        ax.barh(rows, shares[name], left=left, color=shade, label=name, height=0.8)
+        left = left + shares[name].values
+    ax.set(yticks=rows, xlim=(0, 1), xlabel="share")
+    ax.set_yticklabels(shares.index)
     return ax
 
 
