@@ -31,6 +31,41 @@ def images(pictures, *, ax, columns: int = 8):
     return ax
 
 
+def contact_sheet(pictures, *, ax):
+    """A grid of images of one size with names beside it, blank where there is none: pictures, {(row, column): image}."""
+    rows, columns = (list(dict.fromkeys(key[i] for key in pictures)) for i in (0, 1))
+    h, w, _ = np.shape(next(iter(pictures.values())))
+    gap = max(2, h // 40)
+    sheet = np.full((len(rows) * (h + gap), len(columns) * (w + gap), 3), 255, np.uint8)
+    for (row, column), picture in pictures.items():
+        y, x = rows.index(row) * (h + gap), columns.index(column) * (w + gap)
+        sheet[y : y + h, x : x + w] = np.asarray(picture)
+    ax.imshow(sheet)
+    ax.set_xticks([i * (w + gap) + w / 2 for i in range(len(columns))], columns)
+    ax.set_yticks([i * (h + gap) + h / 2 for i in range(len(rows))], rows)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def response(table, x, y, *, ax):
+    """Mean of y with its 95 % bootstrap interval against x, a line for each channel set: table x, y, which, a row an
+    image.
+    """
+    import seaborn
+
+    seaborn.lineplot(
+        table, x=x, y=y, hue="which", palette=COLOURS, marker="o", err_style="bars", errorbar=("ci", 95), seed=0, ax=ax
+    )
+    if x == "k":
+        ax.set_xscale("log", base=2)
+        ax.set(xlabel="k, channels in the set", xticks=(ticks := sorted(table.k.unique())), xticklabels=ticks)
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.legend(frameon=False, title=None)
+    return ax
+
+
 def spectrum(scores, *, ax):
     """Channel scores sorted within each layer, over rank: scores (layer, channel), one line a layer, light to dark."""
     ranked = np.sort(scores.transpose("layer", "channel").values, axis=1)[:, ::-1]
@@ -108,6 +143,7 @@ def surface(tokens, *, ax, most: int = 160):
     ax.plot_surface(x, y, size, cmap="magma_r", rstride=1, cstride=1, linewidth=0, antialiased=False)
     ax.set(xlabel="channel", ylabel="token", zlabel="|activation|")
     ax.view_init(elev=28, azim=-62)
+    ax.set_box_aspect((1.3, 1, 0.7), zoom=1.1)
     return ax
 
 
@@ -122,6 +158,22 @@ def components(shares, *, ax):
         left = left + shares[name].values
     ax.set(yticks=rows, xlim=(0, 1), xlabel="share")
     ax.set_yticklabels(shares.index)
+    return ax
+
+
+def tiles(maps, *, ax, columns: int = 4):
+    """Maps of some channels side by side, each from its largest |value| in blue to it in red: maps (channel, H, W)."""
+    values = np.asarray(maps, np.float32)
+    values = values / np.maximum(np.abs(values).max((1, 2), keepdims=True), 1e-12)
+    columns = min(columns, len(values))
+    values = np.pad(values, ((0, -len(values) % columns), (0, 1), (0, 1)), constant_values=np.nan)  # K H+1 W+1
+    height, width = values.shape[1:]
+    rows = [np.concatenate(values[i : i + columns], 1) for i in range(0, len(values), columns)]
+    ax.imshow(np.concatenate(rows), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    for i, channel in enumerate(maps.channel.values):
+        x, y = i % columns * width, i // columns * height
+        ax.text(x, y + 0.3, str(channel), fontsize="small", va="top", bbox=dict(facecolor="white", lw=0, pad=1))
+    ax.axis("off")
     return ax
 
 
