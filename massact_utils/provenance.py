@@ -78,9 +78,22 @@ def of(parameters: dict, pipe=None) -> dict:
 
 
 def differences(there: dict, here: dict) -> list[str]:
-    """What differs, in words: ["k = 4 there, 12 here"]."""
+    """What differs, in words.
+
+    >>> differences({"k": 4, "libraries": {"torch": "2.1"}}, {"k": 4, "libraries": {"torch": "2.2"}})
+    ["libraries.torch = '2.1' there, '2.2' here"]
+    """
+    there, here = _flat(there), _flat(here)
     names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     return [f"{name} = {there.get(name, '(none)')!r} there, {here.get(name, '(none)')!r} here" for name in names]
+
+
+def _flat(tree: dict, at: str = "") -> dict:
+    return {
+        key: leaf
+        for name, value in tree.items()
+        for key, leaf in (_flat(value, f"{at}{name}.") if isinstance(value, dict) else {f"{at}{name}": value}).items()
+    }
 
 
 def _path(value) -> Path | None:
@@ -97,7 +110,9 @@ def _named(value):
 
 
 def _version(package: str) -> str:
+    """A package's version; this one's with a digest of its source, which changes between versions."""
     try:
-        return version(package)
+        source = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+        return f"{version(package)}+{digest(source)[:8]}" if package == "massact" else version(package)
     except PackageNotFoundError:
         return "not installed"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 import xarray as xr
-from accelerate.utils import find_executable_batch_size
+from accelerate.utils.memory import find_executable_batch_size, should_reduce_batch_size
 from tqdm.auto import tqdm
 
 from . import provenance
@@ -149,8 +149,8 @@ class Run:
             held = [key for key in ("model", "dtype") if key in there and key in self.provenance]
             self._refuse({key: there[key] for key in held}, {key: self.provenance[key] for key in held})
             changed = provenance.differences({key: there.get(key) for key in self.provenance}, self.provenance)
-            if there and changed and set(self.provenance) <= set(there):
-                warnings.warn(f"{self.folder} was begun elsewhere: {'; '.join(changed)}", stacklevel=2)
+            if changed and set(self.provenance) <= set(there):
+                warnings.warn(f"{self.folder} was begun otherwise: {'; '.join(changed)}", stacklevel=2)
             self.provenance = self.provenance | there
             _write(self.folder / "provenance.json", self.provenance)
 
@@ -273,18 +273,24 @@ class Run:
 
     def _fitting(self, function, batch: Batch):
         """function(batch); after out of memory, the results of its halves, quarters, … joined."""
-        size = min(len(batch), self.most or len(batch))
-
-        def half():
-            self.most = (self.most or size) // 2
-            if self.most:
-                warnings.warn(f"out of memory; going on with {self.most} prompts at once", stacklevel=6)
-            return self.most
 
         def attempt(size):
             return _joined([function(piece) for piece in batch.split(size)])
 
-        return find_executable_batch_size(attempt, starting_batch_size=size, reduce_batch_size_fn=half)()
+        def half():
+            self.most = (self.most or len(batch)) // 2 or None  # None: not even one fits
+            if self.most:
+                warnings.warn(f"out of memory; going on with {self.most} prompts at once", stacklevel=6)
+            return self.most or 0
+
+        if self.most is None:  # accelerate collects garbage before every call, which costs a second
+            try:
+                return attempt(len(batch))
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+            half()
+        return find_executable_batch_size(attempt, starting_batch_size=self.most or 0, reduce_batch_size_fn=half)()
 
     def _part(self, batch: Batch) -> Path | None:
         """A batch's part if it is there and reads; one that does not is set aside."""
