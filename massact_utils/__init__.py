@@ -4,7 +4,7 @@ Axes, everywhere in this order: B rows of the batch, S steps, L layers, N image 
 chosen channels.
 """
 
-from . import latents, metrics, models, plots, prompts, references, runs, spatial, toyworld
+from . import latents, metrics, models, plots, prompts, references, runs, spatial, toyworld, transfer
 from .blocks import Block, blocks
 from .channels import ChannelStats, select_channels
 from .models import generate, load
@@ -37,4 +37,5 @@ __all__ = [
     "spatial",
     "token_masks",
     "toyworld",
+    "transfer",
 ]

@@ -1,4 +1,4 @@
-"""Latents: a real image in the place of the latents a pipeline denoises.
+"""Latents: a real image in the place of those a pipeline denoises; and latents of one trajectory blended into another.
 
 with noised(pipe, image), mu.attach(pipe, record):
     mu.generate(pipe, prompt)          # what it returns is of no use; what the transformer saw was the image, noised
@@ -105,3 +105,39 @@ def noised(pipe, images):
     finally:
         for handle in handles:
             handle.remove()
+
+
+class Trajectory:
+    """A pipeline's `callback_on_step_end` that keeps the latents after every step: `latents[step]` (B, ...)."""
+
+    def __init__(self):
+        self.latents = {}
+
+    def __call__(self, pipe, step, timestep, kept):
+        self.latents[step] = kept["latents"].clone()
+        return {}
+
+
+def blend(trajectory: Trajectory, weight, rows):
+    """A `callback_on_step_end` that moves latents x of row i to x + weight[i] * (source - x): a control of transport.
+
+    The source is row rows[i] of the trajectory at the same step (None: the row is left alone); `weight` (B, H, W) from
+    0 to 1 is on the tokens' grid. This is blended latent diffusion (arXiv 2206.02779) with a generated source. Raises
+    KeyError for a step the trajectory does not have.
+    """
+    weight, live = torch.as_tensor(np.asarray(weight, np.float32)), [i for i, row in enumerate(rows) if row is not None]
+
+    def callback(pipe, step, timestep, kept):
+        latents = kept["latents"]
+        mine, theirs = latents[live], trajectory.latents[step][[rows[i] for i in live]]
+        share = weight[live].to(latents)  # rows H W
+        if latents.ndim == 3:
+            share = share.flatten(1)[..., None]  # packed: rows N 1
+        else:
+            share = torch.nn.functional.interpolate(share[:, None], latents.shape[-2:])
+            share = share.reshape(len(live), *[1] * (latents.ndim - 3), *latents.shape[-2:])
+        mixed = latents.clone()
+        mixed[live] = torch.lerp(mine, theirs.to(mine), share)
+        return {"latents": mixed}
+
+    return callback

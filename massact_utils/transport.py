@@ -3,7 +3,7 @@
 record = mu.Record(k=12)
 with mu.attach(pipe, record):                                # the source
     mu.generate(pipe, "a red fox in the snow")
-with mu.attach(pipe, mu.Transport(record, mask=subject)):    # the target
+with mu.attach(pipe, mu.Transport(record, mask=subject), branch="cond"):    # the target
     images = mu.generate(pipe, "a grey wolf in the snow")
 """
 
@@ -26,20 +26,27 @@ class Transport:
     the recorded step. `strength` from 0 (nothing changes) to 1 is one number, or one for each row of the batch. `mask`
     (H, W), or (B, H, W) for each row, is bool or a weight from 0 to 1 and is brought to the tokens' grid (a bool one
     stays hard); None is everywhere. `rows` says which recorded image each row takes, None for a row left alone; without
-    it one recorded image serves all rows, or as many as rows one each. Several Transports in one `attach` are the arms
-    of a comparison. A record holds steps * layers * N * K values (FLUX.2-klein-4B at 1024 x 1024, K = 12: 10 MB).
+    it one recorded image serves all rows, or as many as rows one each. `k` takes the first k recorded channels alone
+    (`select_channels` and a Record's own choice have the largest first). Several Transports in one `attach` are the
+    arms of a comparison. A record holds steps * layers * N * K values (FLUX.2-klein-4B at 1024 x 1024, K = 12: 10 MB).
 
-    Raises ValueError for a strength or mask outside 0 to 1 and an empty record; in use, for rows, masks or strengths
-    that do not fit the batch, another grid or other blocks, and a timestep that was not recorded; KeyError for a layer
-    that was not.
+    A record holds one branch. Under guidance the conditional one alone (`branch="cond"` in `attach`) carries much
+    further than both: guidance then amplifies what was transported instead of cancelling it.
+
+    Raises ValueError for a strength or mask outside 0 to 1, k outside 1 to K and an empty record; in use, for rows,
+    masks or strengths that do not fit the batch, another grid or other blocks, and a timestep that was not recorded;
+    KeyError for a layer that was not.
     """
 
     edits = True
 
-    def __init__(self, record: Record, *, strength=1.0, mask=None, rows=None):
+    def __init__(self, record: Record, *, strength=1.0, mask=None, rows=None, k: int | None = None):
         if not record.sites:
             raise ValueError("the Record has seen no tokens: generate inside `with mu.attach(pipe, record):` first")
-        self.record, self.rows = record, rows
+        most = next(iter(record.sites.values()))[0].shape[1]
+        if k is not None and not 1 <= k <= most:
+            raise ValueError(f"k = {k} channels cannot be taken of {most} recorded ones; allowed: 1 to {most}")
+        self.record, self.rows, self.k = record, rows, k
         self.strength = torch.as_tensor(strength, dtype=torch.float32)
         if self.strength.ndim > 1 or not ((self.strength >= 0) & (self.strength <= 1)).all():
             raise ValueError(f"strength {strength!r} is not a number from 0 to 1, or one for each row")

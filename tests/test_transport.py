@@ -12,7 +12,7 @@ from PIL import Image
 
 import massact_utils as mu
 import tiny
-from massact_utils.latents import noised
+from massact_utils.latents import Trajectory, blend, noised
 
 
 def picture(height, width, seed=0):
@@ -281,6 +281,8 @@ def test_strengths_and_rows_of_one_batch():
     moved = mu.Transport(by_hand(images=2), rows=[1, None, 0])(tokens, Here)
     assert moved[:, 0, 4].tolist() == [20.0, 1.0, 10.0]
     assert mu.Transport(by_hand(images=3))(tokens, Here)[:, 0, 4].tolist() == [10.0, 20.0, 30.0]
+    first = mu.Transport(by_hand(), k=1)(tokens, Here)
+    assert first[0, 0].tolist() == [1, 10, 1, 1, 1, 1]
     assert tokens.eq(1).all()
 
 
@@ -341,6 +343,7 @@ def test_a_missing_step_or_layer_is_named():
         (dict(strength=1.5), "1.5 is not a number from 0 to 1"),
         (dict(strength=[[1.0]]), "one for each row"),
         (dict(strength=float("nan")), "nan is not"),
+        (dict(k=3), "k = 3 channels cannot be taken of 2"),
         (dict(mask=np.ones(4)), r"mask \(4,\)"),
         (dict(mask=2 * np.ones((2, 4))), "from 0 to 1"),
     ],
@@ -401,3 +404,24 @@ def test_one_image_under_several_prompts_and_arrays_as_images():
     watch, last = Watch(), Watch()
     assert mu.noised_source(pipe, array, watch, last, layers=0, steps=-1, **call) == (watch, last)
     assert list(watch.tokens) == [(1, 0)]
+
+
+@pytest.mark.parametrize("family", (klein, sd3, qwen), ids=lambda family: family.__name__)
+def test_latents_blend_under_the_mask_alone(family):
+    """Packed or not: where the weight is 1 the final latents are the source's, where it is 0 the target's own."""
+    recipe = family()
+    kept = Trajectory()
+    source = tiny.run(recipe, prompts=(5, 6), seeds=(8, 9), callback_on_step_end=kept)
+    assert sorted(kept.latents) == [0, 1, 2]
+    plain, weight = tiny.run(recipe), np.zeros((2, 4, 6))
+    weight[1, :, :3] = 1
+    for rows in ([None, 1], [None, 0]):
+        mixed = tiny.run(recipe, callback_on_step_end=blend(kept, weight, rows))
+        assert torch.equal(mixed[0], plain[0])
+        at, grid = mixed[1], (4, 6) if mixed.ndim == 3 else mixed.shape[-2:]
+        maps = [x.T.reshape(-1, *grid) if x.ndim == 2 else x for x in (at, source[rows[1]], plain[1])]
+        left, right = np.s_[..., : grid[1] // 2], np.s_[..., grid[1] // 2 :]
+        assert torch.equal(maps[0][left], maps[1][left])
+        assert not torch.equal(maps[0][right], maps[1][right])
+    with pytest.raises(KeyError):
+        tiny.run(recipe, callback_on_step_end=blend(kept, weight, [0, 1]), num_inference_steps=4)

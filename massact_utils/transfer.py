@@ -1,0 +1,69 @@
+"""Transfer: how far a subject became the source's (gain), and how much of the rest stayed the target's (keep)."""
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from . import metrics, toyworld
+
+SUBJECT = ("size", "colour", "shape")
+
+
+def by_attributes(images, sources, targets, *, sure: float = 0.5) -> pd.DataFrame:
+    """Gain, keep and read of images between ToyWorld captions (source and target of each), one row an image, 0 to 1.
+
+    Gain is the share of the subject's size, colour and shape, where the captions differ, that are read as the source's;
+    keep the share of the other words of six that are read as the target's. Read is whether the evaluator is `sure` of
+    every word. Raises ValueError for captions that are not ToyWorld's or whose subjects do not differ.
+    """
+    seen = metrics.read_attributes(images)
+    rows = []
+    for (_, words), source, target in zip(seen.iterrows(), sources, targets, strict=True):
+        a, b = vars(toyworld.parse(source)), vars(toyworld.parse(target))
+        new = [name for name in SUBJECT if a[name] != b[name]]
+        if not new:
+            raise ValueError(f"the subjects of {source!r} and {target!r} do not differ, so there is nothing to gain")
+        rows.append(
+            {
+                "gain": np.mean([words[name] == a[name] for name in new]),
+                "keep": np.mean([words[name] == b[name] for name in b if name not in new]),
+                "read": float(words.confidence >= sure),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def by_features(images, sources, targets, masks, *, evaluator: str = "toy", device=None) -> pd.DataFrame:
+    """Gain and keep of images by an encoder's features, one row an image: for any model, from the intact images alone.
+
+    Inside the mask (B, H, W) gain is the cosine similarity to the source's image above the similarity the target's
+    image has to it; keep is the similarity to the target's image outside. What is left out is grey. An untouched
+    target has gain 0 and keep 1. Raises what `metrics.similarity` raises.
+    """
+    inside = [_cut(pictures, masks) for pictures in (images, sources, targets)]
+    options = dict(evaluator=evaluator, device=device)
+    gain = metrics.similarity(inside[0], inside[1], **options) - metrics.similarity(inside[2], inside[1], **options)
+    outside = [_cut(pictures, ~np.asarray(masks, bool)) for pictures in (images, targets)]
+    return pd.DataFrame({"gain": gain, "keep": metrics.similarity(*outside, **options)})
+
+
+def blended(images, sources, masks, strength=1.0) -> list:
+    """Images with the sources' pixels under masks (B, H, W), bool or from 0 to 1: pixel blending, a trivial control."""
+    out = []
+    for image, source, mask in zip(images, sources, masks, strict=True):
+        share = strength * _resized(mask, image.size)[..., None]
+        pixels = (1 - share) * np.asarray(image, np.float32) + share * np.asarray(source, np.float32)
+        out.append(Image.fromarray((pixels + 0.5).astype(np.uint8)))
+    return out
+
+
+def _resized(mask, size) -> np.ndarray:
+    """A mask (H, W) at an image's size (W, H), every token a block of pixels."""
+    picture = Image.fromarray(np.asarray(mask, np.float32))
+    return np.asarray(picture.resize(size, Image.Resampling.NEAREST))
+
+
+def _cut(images, masks) -> list:
+    """Images with grey in the place of all that is outside their masks."""
+    grey = [Image.new("RGB", image.size, (127, 127, 127)) for image in images]
+    return blended(grey, images, masks)

@@ -1,0 +1,49 @@
+"""What the measures of transport promise, on rendered scenes whose words are known."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from massact_utils import toyworld, transfer
+from massact_utils.toyworld import Scene, caption
+
+SOURCE = Scene("large", "red", "circle", "centre", "blue", "plain")
+TARGET = Scene("large", "yellow", "cross", "centre", "green", "striped")
+SWAPPED = Scene("large", "red", "circle", "centre", "green", "striped")
+
+
+def render(*scenes):
+    images, masks = toyworld.render(list(scenes))
+    return [Image.fromarray(image) for image in images], masks
+
+
+def test_attributes_of_rendered_scenes():
+    """An untouched target gains nothing, the source keeps nothing, and the swapped scene has both."""
+    images, _ = render(TARGET, SOURCE, SWAPPED)
+    table = transfer.by_attributes(images, [caption(SOURCE)] * 3, [caption(TARGET)] * 3)
+    assert table.gain.tolist() == [0, 1, 1]
+    assert table.keep.tolist()[::2] == [1, 1] and table.keep[1] == 0.5  # size and position are common to both
+    assert table.read.tolist() == [1, 1, 1]
+
+
+def test_subjects_that_do_not_differ_are_refused():
+    images, _ = render(TARGET)
+    with pytest.raises(ValueError, match="nothing to gain"):
+        transfer.by_attributes(images, [caption(TARGET)], [caption(TARGET)])
+
+
+def test_features_of_rendered_scenes():
+    (source, target), masks = render(SOURCE, TARGET)
+    union = masks.any(0, keepdims=True).repeat(3, 0)
+    pasted = transfer.blended([target], [source], union[:1])[0]
+    table = transfer.by_features([target, pasted, source], [source] * 3, [target] * 3, union)
+    assert table.gain[0] == pytest.approx(0, abs=1e-5) and table.gain[1] == pytest.approx(table.gain[2], abs=1e-5)
+    assert table.gain[1] > 0.05
+    assert table.keep[:2].tolist() == pytest.approx([1, 1], abs=1e-5) and table.keep[2] < 0.95
+
+
+def test_pixels_are_blended_under_the_mask_alone():
+    black, white = Image.new("RGB", (4, 2)), Image.new("RGB", (4, 2), "white")
+    mask = np.array([[[1, 0]]], bool)  # coarser than the image
+    assert np.asarray(transfer.blended([black], [white], mask)[0])[..., 0].tolist() == [[255, 255, 0, 0]] * 2
+    assert np.asarray(transfer.blended([black], [white], mask, 0.4)[0])[0, :, 0].tolist() == [102, 102, 0, 0]
