@@ -67,13 +67,9 @@ class Transport:
         live = [i for i, source in enumerate(sources) if source is not None and self.strength.expand(len(sources))[i]]
         if not live:
             return None
-        at = torch.as_tensor([sources[i] for i in live], device=ids.device)
-        ids, values, rows = (
-            ids[at].to(tokens.device),
-            values[at].to(tokens),
-            torch.as_tensor(live, device=tokens.device),
-        )
-        ids = ids[:, None].expand(values.shape)  # rows N K
+        rows, at = (torch.as_tensor(x, device=tokens.device) for x in (live, [sources[i] for i in live]))
+        values = values[..., : self.k].to(tokens)[at]  # rows N K
+        ids = ids[:, None, : self.k].to(tokens.device)[at].expand(values.shape)
         edited = tokens[rows]
         edited.scatter_(2, ids, torch.lerp(edited.gather(2, ids), values, weight[rows]))
         return tokens.index_copy(0, rows, edited)
