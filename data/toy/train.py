@@ -48,7 +48,8 @@ STATE = HERE.parents[1] / "runs" / "toy"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZE = 96  # pixels; the autoencoder halves twice and patches are 2 x 2, so the grid is 12 x 12
 TEXT_LENGTH = 24  # tokens, chat template included
-COARSE = 0.3  # share of klein's budget spent on the coarse grid
+COARSE, WINDOWED = 0.3, 0.85  # klein sees the coarse grid, then windows around the subject, then whole canvases
+WINDOW = 8  # tokens, its side
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -295,9 +296,16 @@ def subject_weights(scenes, grid):
     return weight / weight.mean(1, keepdim=True)
 
 
+def window(position, grid):
+    """Tokens of a window around a position of the subject, (WINDOW * WINDOW), of a canvas of grid * grid."""
+    corner = [round((axis + 1) / 2 * grid - WINDOW / 2) for axis in toyworld.POSITIONS[position]]
+    left, top = (min(max(at, 0), grid - WINDOW) for at in corner)
+    return torch.arange(grid * grid).view(grid, grid)[top : top + WINDOW, left : left + WINDOW].flatten()
+
+
 @torch.no_grad()
 def cached_latents(vae, tokenizer, n, size, seed):
-    """Normalised patch latents (n, tokens, 32), tokenised captions and loss weights (n, tokens) of n scenes."""
+    """Normalised patch latents (n, tokens, 32), tokenised captions, loss weights (n, tokens), and the n scenes."""
     std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
     latents, drawn = [], []
     for i in tqdm(range(128 * RANK, n, 128 * WORLD), desc=f"latents at {size}", mininterval=10, disable=RANK > 0):
@@ -307,18 +315,22 @@ def cached_latents(vae, tokenizer, n, size, seed):
         latents.append(((z - vae.bn.running_mean.view(1, -1, 1, 1)) / std).flatten(2).mT.half())
         drawn += scenes
     captions = [toyworld.caption(scene) for scene in drawn]
-    return torch.cat(latents), *tokenised(tokenizer, captions), subject_weights(drawn, size // 8)
+    return torch.cat(latents), *tokenised(tokenizer, captions), subject_weights(drawn, size // 8), drawn
 
 
-def velocity(text_encoder, transformer, ids, attention, noisy, sigma, grid):
-    """The transformer's output for packed latents; a coarse grid is laid over the same canvas as the full one."""
+def canvas(grid):
+    """Position ids of grid * grid tokens, (tokens, 4); a coarse grid is laid over the same canvas as the full one."""
+    full = SIZE // 8
+    axis, zero = (torch.arange(grid) + 0.5) * (full / grid) - 0.5, torch.zeros(1)
+    return torch.cartesian_prod(zero, axis, axis, zero).to(DEVICE)
+
+
+def velocity(text_encoder, transformer, ids, attention, noisy, sigma, image_ids):
+    """The transformer's output for packed latents at the positions image_ids."""
     hidden = text_encoder.model(
         input_ids=ids, attention_mask=attention, output_hidden_states=True, use_cache=False
     ).hidden_states
     text = torch.cat(hidden[1:4], -1)  # B T 288
-    full = SIZE // 8
-    axis = (torch.arange(grid, device=ids.device) + 0.5) * (full / grid) - 0.5
-    image_ids = torch.cartesian_prod(torch.zeros(1, device=ids.device), axis, axis, torch.zeros(1, device=ids.device))
     text_ids = F.pad(torch.arange(ids.shape[1], device=ids.device)[:, None].float(), (3, 0))
     return transformer(
         hidden_states=noisy,
@@ -359,7 +371,7 @@ def channel_magnitudes(text_encoder, transformer, batch, sigmas=(0.2, 0.5, 0.9))
                 attention,
                 noisy,
                 torch.full((len(latents),), sigma, device=DEVICE),
-                SIZE // 8,
+                canvas(SIZE // 8),
             )
     finally:
         for handle in handles:
@@ -396,9 +408,13 @@ def train_klein(minutes, warm=False):
     until = 0 if warm else COARSE
     coarse = cached_latents(vae, tokenizer, 32768, SIZE // 2, fresh) if stage.share() < until else None
     empty = tokenised(tokenizer, [""])
-    fixed, *fixed_text, _ = cached_latents(vae, tokenizer, 128 * WORLD, SIZE, 3 * 10**6)
+    fixed, *fixed_text, _, _ = cached_latents(vae, tokenizer, 128 * WORLD, SIZE, 3 * 10**6)
     fixed = (fixed[:16].float(), *(t[:16].to(DEVICE) for t in fixed_text))
     fixed = (*fixed, torch.randn(fixed[0].shape, generator=torch.Generator().manual_seed(0)).to(DEVICE))
+    windows = [window(position, SIZE // 8) for position in toyworld.POSITIONS]
+    hard = [2 - (scene.shape in ("circle", "ring", "crescent")) for scene in fine[-1]]  # edged shapes come twice
+    there = torch.tensor([list(toyworld.POSITIONS).index(scene.position) for scene in fine[-1]])
+    around = [torch.repeat_interleave(torch.arange(len(there)), torch.tensor(hard) * (there == i)) for i in range(5)]
     forward = torch.compile(velocity, dynamic=False)
     torch.manual_seed(1000 * stage.step + RANK)  # the same weights in every process, other samples
 
@@ -406,21 +422,26 @@ def train_klein(minutes, warm=False):
         if stage.step in moments and RANK == 0:
             frame = channel_magnitudes(text_encoder, transformer, fixed).assign(step=stage.step)
             stage.extra["history"]["emergence"].append(frame)
-        latents, ids, attention, weight = coarse if share < until else fine
-        batch = (32 if share < until else 24) // WORLD
-        rows = torch.randint(len(latents), (batch,))
-        x, ids, attention = latents[rows].to(DEVICE).float(), ids[rows], attention[rows]
+        latents, ids, attention, weight, _ = coarse if share < until else fine
+        batch = (32 if share < WINDOWED else 24) // WORLD
+        rows, cells = torch.randint(len(latents), (batch,)), torch.arange(latents.shape[1])
+        if until <= share < WINDOWED:  # a window is for a whole batch, since it shares its position ids
+            place = int(torch.randint(len(windows), ()))
+            cells, rows = windows[place], around[place][torch.randint(len(around[place]), (batch,))]
+        x, weight = latents[rows][:, cells].to(DEVICE).float(), weight[rows][:, cells].to(DEVICE)
+        grid = math.isqrt(latents.shape[1])
+        ids, attention = ids[rows], attention[rows]
         dropped = torch.rand(batch) < 0.1
         ids, attention = (torch.where(dropped[:, None], e, t) for e, t in zip(empty, (ids, attention), strict=True))
-        if share < until:  # a caption has 17 tokens; padding is learnt at the full grid
+        if share < WINDOWED:  # a caption has 17 tokens; padding is learnt on whole canvases
             ids, attention = ids[:, :18], attention[:, :18]
         ids, attention = ids.to(DEVICE), attention.to(DEVICE)
         sigma = torch.sigmoid(0.4 + torch.randn(batch, device=DEVICE))
         noise = torch.randn_like(x)
         noisy = x + sigma.view(-1, 1, 1) * (noise - x)
         with bf16():
-            predicted = forward(text_encoder, transformer, ids, attention, noisy, sigma, math.isqrt(x.shape[1]))
-        loss = ((predicted.float() - noise + x).square().mean(-1) * weight[rows].to(DEVICE)).mean()
+            predicted = forward(text_encoder, transformer, ids, attention, noisy, sigma, canvas(grid)[cells])
+        loss = ((predicted.float() - noise + x).square().mean(-1) * weight).sum() / weight.sum()
         with torch.no_grad():  # the average follows the weights of the step before
             decay = min(0.999, (1 + stage.step) / (10 + stage.step))
             for average, module in ((ema["text_encoder"], text_encoder), (ema["transformer"], transformer)):
@@ -464,8 +485,10 @@ def save_klein(vae, text_encoder, transformer, tokenizer):
 # ---------------------------------------------------------------- evaluators
 
 
-def new_clip():
-    """A small CLIP with a tokenizer in which every word of the world is one token."""
+def clip_tokenizer():
+    """A tokenizer in which every word of the world is one token."""
+    if (HERE / "clip" / "tokenizer.json").exists():  # a new one numbers letters otherwise than the weights know them
+        return CLIPTokenizer.from_pretrained(HERE / "clip")
     special = ["<|startoftext|>", "<|endoftext|>"]
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -477,7 +500,12 @@ def new_clip():
         ),
     )
     model = json.loads(bpe.to_str())["model"]
-    tokenizer = CLIPTokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]], model_max_length=24)
+    return CLIPTokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]], model_max_length=24)
+
+
+def new_clip():
+    """A small CLIP and its processor."""
+    tokenizer = clip_tokenizer()
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -516,11 +544,23 @@ def outlines(masks, size=16):
     return cut, torch.stack([theta[:, 0, 0], theta[:, 1, 1], theta[:, 0, 2], theta[:, 1, 2]], 1)
 
 
+def greyed(images, masks):
+    """Images along the line from the background's mean colour to the subject's, as greys of random contrast."""
+    pixels, subject = images.flatten(2), masks.flatten(1)[:, None].float()  # B 3 HW, B 1 HW
+    behind = (pixels * (1 - subject)).sum(2, keepdim=True) / (1 - subject).sum(2, keepdim=True).clamp_min(1)
+    line = (pixels * subject).sum(2, keepdim=True) / subject.sum(2, keepdim=True).clamp_min(1) - behind
+    along = ((pixels - behind) * line).sum(1) / line.square().sum(1).clamp_min(1e-3)  # B HW, 0 behind and 1 in front
+    low, contrast = torch.rand(2, len(images), 1, device=DEVICE) - 0.5
+    contrast = (0.5 + contrast.abs()) * contrast.sign()
+    return (low + contrast * along).clamp(-1, 1).view(len(images), 1, *images.shape[2:]).expand_as(images)
+
+
 def train_clip(minutes, warm=False, batch=48):
     """Contrastive on whole captions, plus the zero-shot read-out of each attribute it will be used for.
 
     Three heads that are thrown away afterwards speed it up: which patches the subject covers (from the patch tokens),
-    its outline and its box (from the image embedding; without the box, positions stayed unread).
+    its outline and its box (from the image embedding; without the box, positions stayed unread). Half of the images
+    are grey and ask for no colour, so that a shape is read the same in any colour, the held-out pairs' included.
     """
     clip, processor = new_clip()
     if warm:
@@ -529,11 +569,12 @@ def train_clip(minutes, warm=False, batch=48):
     heads = torch.nn.ModuleDict({name: torch.nn.Linear(*size) for name, size in sizes.items()}).to(DEVICE)
     stage = Stage("clip", minutes, 1.5e-3, {"clip": clip, "heads": heads}, warmup=200)
     forward = torch.compile(clip, dynamic=False)
-    names = list(toyworld.ATTRIBUTES)
+    names, coloured = list(toyworld.ATTRIBUTES), batch // 2
     questions = [toyworld.question(name, word) for name in names for word in toyworld.ATTRIBUTES[name]]
 
     def loss_of(share):
         scenes, images, masks = scenes_as_tensors(batch, seed=stage.step)
+        images[coloured:] = greyed(images[coloured:], masks[coloured:])
         images = (images + 0.03 * torch.randn_like(images) * torch.rand(batch, 1, 1, 1, device=DEVICE)).clamp(-1, 1)
         texts = questions + [toyworld.caption(s) for s in scenes]
         tokens = processor.tokenizer(texts, return_tensors="pt", padding="max_length", max_length=24).to(DEVICE)
@@ -543,8 +584,8 @@ def train_clip(minutes, warm=False, batch=48):
             drawn = heads["outline"](out.vision_model_output.pooler_output).float()
             framed = heads["box"](out.vision_model_output.pooler_output).float()
         logits = out.logits_per_image.float()  # batch, questions + captions
-        whole = logits[:, len(questions) :]
-        target = torch.arange(batch, device=DEVICE)
+        whole = logits[:coloured, len(questions) : len(questions) + coloured]
+        target = torch.arange(coloured, device=DEVICE)
         loss, at = 0.25 * (F.cross_entropy(whole, target) + F.cross_entropy(whole.T, target)), 0
         share = F.avg_pool2d(masks[:, None].float(), 12).flatten(1)  # of each patch
         loss = loss + 5 * F.binary_cross_entropy_with_logits(where, share)
@@ -553,7 +594,9 @@ def train_clip(minutes, warm=False, batch=48):
         for name in names:
             words = toyworld.ATTRIBUTES[name]
             answer = torch.tensor([words.index(getattr(s, name)) for s in scenes], device=DEVICE)
-            loss = loss + F.cross_entropy(logits[:, at : at + len(words)], answer) * (3 if name == "shape" else 1)
+            rows = coloured if name in ("colour", "background") else batch
+            part = F.cross_entropy(logits[:rows, at : at + len(words)], answer[:rows])
+            loss = loss + part * (3 if name == "shape" else 1)
             at += len(words)
         return loss
 
