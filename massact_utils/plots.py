@@ -9,6 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 COLOURS = {"top": "#D55E00", "random": "#0072B2", "matched": "#009E73", "bottom": "#CC79A7", "median": "#777777"}
+COLOURS["all"] = COLOURS["median"]
 
 
 def _decades(axis, low: float, high: float) -> None:
@@ -32,7 +33,7 @@ def images(pictures, *, ax, columns: int = 8):
 
 
 def contact_sheet(pictures, *, ax):
-    """A grid of images of one size with names beside it, blank where there is none: pictures, {(row, column): image}."""
+    """A grid of images of one size, blank where there is none: pictures, {(name of the row, of the column): image}."""
     rows, columns = (list(dict.fromkeys(key[i] for key in pictures)) for i in (0, 1))
     h, w, _ = np.shape(next(iter(pictures.values())))
     gap = max(2, h // 40)
@@ -161,9 +162,13 @@ def components(shares, *, ax):
     return ax
 
 
-def tiles(maps, *, ax, columns: int = 4):
-    """Maps of some channels side by side, each from its largest |value| in blue to it in red: maps (channel, H, W)."""
-    values = np.asarray(maps, np.float32)
+def tiles(maps, grid, *, ax, columns: int = 4):
+    """Maps of some channels side by side, each from its largest |value| in blue to it in red: maps (channel, token).
+
+    `grid` is (H, W), or (F, H, W) of a video, of which the first frame is drawn.
+    """
+    height, width = (int(n) for n in grid[-2:])
+    values = np.asarray(maps, np.float32)[:, : height * width].reshape(-1, height, width)
     values = values / np.maximum(np.abs(values).max((1, 2), keepdims=True), 1e-12)
     columns = min(columns, len(values))
     values = np.pad(values, ((0, -len(values) % columns), (0, 1), (0, 1)), constant_values=np.nan)  # K H+1 W+1
@@ -175,6 +180,45 @@ def tiles(maps, *, ax, columns: int = 4):
         ax.text(x, y + 0.3, str(channel), fontsize="small", va="top", bbox=dict(facecolor="white", lw=0, pad=1))
     ax.axis("off")
     return ax
+
+
+def signs(means, top, *, ax):
+    """|mean| over mean |activation|, a dot for a channel on a prompt: means has mean and mean_abs (prompt, channel).
+
+    The channels in `top` (rank) are coloured. On the diagonal an activation has one sign on all tokens.
+    """
+    for chosen, colour, size in (([], COLOURS["median"], 6), (top.values, COLOURS["top"], 16)):
+        part = means.sel(channel=chosen) if len(chosen) else means
+        ax.scatter(part["mean_abs"], abs(part["mean"]), s=size, color=colour, alpha=0.5, lw=0)
+    ends = np.array([float(means.mean_abs.min()), float(means.mean_abs.max())])
+    ax.plot(ends, ends, color="black", lw=0.8)
+    ax.set(xscale="log", yscale="log", xlabel="mean |activation|", ylabel="|mean activation|")
+    ax.set(ylim=(ends[0] / 20, ends[1] * 1.5))
+    for axis, limits in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+        _decades(axis, *limits)
+    return ax
+
+
+def birth(losses, excess, kept, chance: float, *, axes):
+    """When training makes massive channels, on two axes: size beside the loss, and agreement with the last top set.
+
+    losses: a table with step and loss; excess (step, sigma): largest over median channel; kept (step): Jaccard index.
+    """
+    axes[0].plot(losses.step, losses.loss, color=COLOURS["median"], lw=1)
+    axes[0].set(xscale="log", yscale="log", xlabel="training step", ylabel="loss (grey)")
+    right = axes[0].twinx()
+    for sigma, style in zip(excess.sigma.values, ("-", "--", ":"), strict=False):
+        line = excess.sel(sigma=sigma)
+        right.plot(line.step, line, color=COLOURS["top"], ls=style, label=f"{sigma:g}")
+    right.set_ylabel("largest channel / median")
+    right.legend(title="noise level", fontsize="small", frameon=False, loc="upper center")
+    axes[1].plot(kept.step, kept, color=COLOURS["top"], marker="o", ms=3)
+    axes[1].axhline(chance, color=COLOURS["random"], ls="--")
+    axes[1].set(xscale="log", ylim=(0, 1.03), xlabel="training step", ylabel="Jaccard index with the last top set")
+    for ax in axes:
+        _decades(ax.xaxis, 1, 1e6)
+    _decades(axes[0].yaxis, *axes[0].get_ylim())
+    return axes
 
 
 def step_map(values, *, ax, label: str):

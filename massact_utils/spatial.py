@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,26 @@ def token_masks(
     masks = side if method == "border" else _foreground(side, heat, polarity, record.grid)
     shape = len(masks), *record.grid
     return masks.reshape(shape), heat.reshape(shape)
+
+
+def overlaps(record, subject, arms: dict, *, seed: int = 0) -> xr.DataArray:
+    """IoU with the subject (image, H, W) of many arms at all recorded sites: (image, rule, arm, layer, step).
+
+    An arm is a dict of token_masks' arguments, or a mask (H, W) that looks at no image. Rules are the polarities and
+    "oracle", the side of the split that overlaps the subject more: what a partition is worth, whoever names its sides.
+    """
+    dims = dict(rule=[*POLARITIES, "oracle"], arm=[*arms], layer=record.layers, step=record.steps)
+    value = np.empty((len(subject), *map(len, dims.values())), np.float32)
+    for (a, how), (i, layer), (j, step) in product(*map(enumerate, (arms.values(), record.layers, record.steps))):
+        for r, rule in enumerate(dims["rule"]):
+            if isinstance(how, dict):
+                polarity = "border" if rule == "oracle" else rule
+                masks, _ = token_masks(record, layer=layer, step=step, seed=seed, **{"polarity": polarity} | how)
+            else:
+                masks = np.broadcast_to(how, np.shape(subject))
+            value[:, r, a, i, j] = iou(masks, subject)
+        value[:, r, a, i, j] = np.fmax(value[:, r, a, i, j], iou(~masks, subject))
+    return xr.DataArray(value, dims, ("image", *dims), name="iou")
 
 
 def iou(mask, reference):

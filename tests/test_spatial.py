@@ -233,6 +233,19 @@ def test_coverage_keeps_area_on_any_grid():
     np.testing.assert_allclose(coverage(reference, (6, 9)).mean((1, 2)), reference.mean((1, 2)), rtol=1e-4)
 
 
+def test_overlaps_are_those_of_the_masks():
+    record, masks = planted(sign=-1.0)
+    arms = {"two": dict(ranks=[0, 1]), "border": dict(method="border"), "everything": np.ones(GRID, bool)}
+    table = spatial.overlaps(record, masks, arms)
+    assert table.dims == ("image", "rule", "arm", "layer", "step") and table.shape == (3, 5, 3, 1, 1)
+    one, value = token_masks(record, layer=0, ranks=[0, 1], polarity="heat")[0], table.sel(arm="two")[..., 0, 0]
+    np.testing.assert_allclose(value.sel(rule="heat"), iou(one, masks), rtol=1e-6)
+    np.testing.assert_allclose(value.sel(rule="oracle"), np.fmax(iou(one, masks), iou(~one, masks)), rtol=1e-6)
+    assert (value.sel(rule="oracle") >= value).all() and (value.sel(rule="oracle") > value.sel(rule="heat")).all()
+    assert (table.sel(arm="border", rule="heat") == 1).all()  # needs no rule
+    np.testing.assert_allclose(table.sel(arm="everything", rule="heat")[:, 0, 0], masks.mean((1, 2)), rtol=1e-6)
+
+
 def test_trivial_masks_look_at_no_image():
     masks = trivial_masks(GRID)
     assert {mask.shape for mask in masks.values()} == {GRID}
