@@ -5,7 +5,9 @@ from itertools import combinations
 import numpy as np
 import xarray as xr
 from scipy.stats import t as student
+from sklearn.neighbors import NearestNeighbors
 
+from .channels import ChannelStats, select_channels
 from .spatial import Record
 
 
@@ -26,6 +28,30 @@ def overlap(ids: xr.DataArray, dim: str) -> xr.DataArray:
         return ((common / (2 * k - common)).sum() - n) / (n * (n - 1))
 
     return xr.apply_ufunc(one, ids, input_core_dims=[[dim, "rank"]], vectorize=True)
+
+
+def jaccard(a: xr.DataArray, b: xr.DataArray) -> xr.DataArray:
+    """Jaccard index of two families of channel sets: two DataArrays (..., rank) -> (...)."""
+    return overlap(xr.concat([a, b], "pair", coords="minimal", compat="override"), "pair")
+
+
+def held_out_share(scores: xr.DataArray, energy: xr.DataArray, k: int, which: str = "top", seed: int = 0):
+    """Share of the energy in k channels per layer, chosen on other prompts: (prompt, ..., layer, channel) -> (prompt).
+
+    Channels are chosen on every second prompt and measured on the others, and the other way round; the mean over layers
+    and whatever else the arrays have. `energy` is ChannelStats' mean_sq, `which` as in `select_channels`.
+    """
+    found, prompts = [], np.arange(scores.sizes["prompt"])
+    for half in (0, 1):
+        mine, other = (slice(i, None, 2) for i in (half, 1 - half))
+        chosen = scores.isel(prompt=mine)
+        ids = select_channels(
+            chosen.mean([d for d in chosen.dims if d not in ("layer", "channel")]), k, which=which, seed=seed
+        )
+        power = energy.assign_coords(prompt=prompts).isel(prompt=other)
+        found.append(power.sel(channel=ids).sum("rank") / power.sum("channel"))
+    share = xr.concat(found, "prompt").sortby("prompt")
+    return share.mean([d for d in share.dims if d != "prompt"]).values
 
 
 def variance_components(values: xr.DataArray, factors=("prompt", "seed", "step")) -> xr.DataArray:
@@ -61,6 +87,19 @@ def variance_components(values: xr.DataArray, factors=("prompt", "seed", "step")
     return xr.concat(found, "component").assign_coords(component=names)
 
 
+def shares(values: xr.DataArray, factors=("prompt", "seed", "step")) -> xr.DataArray:
+    """The components as shares of their sum, none below 0, tokens added up where there are any: (component, ...)."""
+    found = variance_components(values, factors).clip(0)
+    found = found.sum("token", skipna=False) if "token" in found.dims else found
+    return found / found.sum("component", skipna=False)
+
+
+def prompt_over_step(values: xr.DataArray) -> float:
+    """The prompt's share less the step's, mean over layers and channels: which of the two the values follow."""
+    found = shares(values).mean([dim for dim in ("layer", "channel") if dim in values.dims])
+    return float(found.sel(component="prompt") - found.sel(component="step"))
+
+
 def jackknife(statistic, values, dim: str = "prompt") -> tuple:
     """A statistic of all levels of a dim, and its 95 % interval: value, low, high.
 
@@ -72,6 +111,33 @@ def jackknife(statistic, values, dim: str = "prompt") -> tuple:
     left = np.stack([statistic(values.drop_isel({dim: i})) for i in range(n)])
     error = student.ppf(0.975, n - 1) * np.sqrt((n - 1) * left.var(axis=0))
     return value, value - error, value + error
+
+
+def gathered(stats: ChannelStats, record: Record, images, words: ChannelStats | None = None) -> xr.Dataset:
+    """What probes saw of one batch as one table along "image": statistics, `recorded` maps, thumbnails (y, x, rgb).
+
+    `words` are the text stream's statistics, kept as text_abs and text_sq (image, step, text_layer, channel).
+    """
+    for image in images:
+        image.thumbnail((128, 128))
+    pictures = np.stack([np.asarray(image.convert("RGB")) for image in images]).astype(np.int16)  # NetCDF has no uint8
+    table = stats.dataset().assign(recorded(record).variables).assign(picture=(("image", "y", "x", "rgb"), pictures))
+    table.attrs |= {"grid": list(record.grid)}
+    if words is None:
+        return table
+    text = words.dataset()[["mean_abs", "mean_sq"]].drop_vars(["name", "kind", "timestep"])
+    text = text.rename(mean_abs="text_abs", mean_sq="text_sq", layer="text_layer")
+    return table.assign(text.variables)
+
+
+def crossed(table: xr.Dataset, prompts: int, seeds: int) -> xr.Dataset:
+    """Images drawn seed by seed, each with every prompt, as a design: dim "image" -> dims (prompt, seed)."""
+    at = {
+        "seed": ("image", np.repeat(np.arange(seeds), prompts)),
+        "prompt": ("image", np.tile(np.arange(prompts), seeds)),
+    }
+    table = table.drop_vars("image").assign_coords(at).set_index(image=["seed", "prompt"])
+    return table.unstack("image").transpose("prompt", "seed", ...)
 
 
 def recorded(record: Record, most: int = 4) -> xr.Dataset:
@@ -104,3 +170,37 @@ def maps(table: xr.Dataset, channels) -> xr.DataArray:
     found = table.ids == wanted  # image map_step map_layer rank channel
     maps = xr.dot(table["values"], found.astype("float32"), dim="rank")
     return maps.where(found.any("rank")).transpose(..., "channel", "token").rename("maps")
+
+
+def coverage(maps: xr.DataArray, level: xr.DataArray) -> np.ndarray:
+    """Share of the tokens on which |activation| is over a level, per prompt: (prompt, ..., token) -> (prompt).
+
+    `level` (prompt, seed, step, layer), which the maps' own steps and layers are looked up in; maps that are nan are
+    left out.
+    """
+    above = abs(maps) > level.sel(step=maps.step, layer=maps.layer)
+    above = above.where(maps.notnull())
+    return above.mean([dim for dim in maps.dims if dim != "prompt"]).values
+
+
+def courses(scores: xr.DataArray) -> np.ndarray:
+    """Every channel's log score over steps and layers, whatever its size: (..., channel) -> (channel, step x layer).
+
+    Other dims are averaged first; each course has mean 0 and standard deviation 1, or is 0 all over.
+    """
+    course = scores.mean([dim for dim in scores.dims if dim not in ("step", "layer", "channel")])
+    course = np.log(course.transpose("channel", ...).values.reshape(course.sizes["channel"], -1) + 1e-12)
+    course = course - course.mean(1, keepdims=True)
+    return course / np.maximum(course.std(1, keepdims=True), 1e-12)
+
+
+def company(points: np.ndarray, chosen: np.ndarray, near: int = 10, seed: int = 0) -> tuple[float, float, float]:
+    """Share of chosen points among the nearest neighbours of chosen points, and its 95 % range when chosen by chance.
+
+    points (n, d), chosen bool (n); the range is from 1000 permutations of the choice.
+    """
+    near = min(near, len(points) - 1)
+    found = NearestNeighbors(n_neighbors=near).fit(points).kneighbors(return_distance=False)  # n near
+    rng = np.random.default_rng(seed)
+    luck = [mixed[found[mixed]].mean() for mixed in (rng.permutation(chosen) for _ in range(1000))]
+    return float(chosen[found[chosen]].mean()), *np.quantile(luck, [0.025, 0.975]).tolist()

@@ -27,6 +27,23 @@ def test_random_sets_overlap_by_chance():
     assert float(stability.overlap(sets, "prompt")) == pytest.approx(k / (2 * width - k), rel=0.1)
 
 
+def test_jaccard_counts_each_layer_by_itself():
+    a, b = (xr.DataArray(sets, dims=("layer", "rank")) for sets in ([[1, 2, 3], [4, 5, 6]], [[3, 2, 9], [6, 5, 4]]))
+    np.testing.assert_allclose(stability.jaccard(a, b), [0.5, 1.0])
+    np.testing.assert_allclose(stability.jaccard(a, b.isel(layer=0)), [0.5, 0.0])
+
+
+def test_channels_are_chosen_on_other_prompts_than_they_are_measured_on():
+    """A channel that is large on even prompts alone looks good there, and holds nothing on the odd ones."""
+    energy = np.ones((6, 2, 10))
+    energy[::2, :, 3], energy[1::2, :, 7] = 90.0, 40.0
+    energy = xr.DataArray(energy, dims=("prompt", "layer", "channel"))
+    found = stability.held_out_share(energy, energy, 1)
+    np.testing.assert_allclose(found, [1 / 99, 1 / 49] * 3, rtol=1e-6)
+    everywhere = energy + 1000.0 * (xr.DataArray(np.arange(10), dims="channel") == 5)
+    assert stability.held_out_share(everywhere, everywhere, 1).min() > 0.9
+
+
 def planted(sizes, variances, constant=2.0, columns=40_000):
     """Crossed data with a random effect of known variance for every named set of factors."""
     rng, total = np.random.default_rng(0), np.full((*sizes.values(), columns), constant)
@@ -44,6 +61,16 @@ def test_planted_variances_are_found_again():
     assert set(found.component.values.tolist()) == set(wanted)
     for name, value in wanted.items():
         assert float(found.sel(component=name)) == pytest.approx(value, abs=0.06), name
+
+
+def test_shares_say_which_factor_values_follow():
+    sizes = {"prompt": 6, "seed": 3, "step": 4}
+    by_prompt = planted(sizes, {"prompt": 3.0, "step": 0.5}, columns=300).rename(column="token")
+    shares = stability.shares(by_prompt)
+    assert float(shares.sum()) == pytest.approx(1) and shares.dims == ("component",)
+    assert float(shares.sel(component="prompt")) == pytest.approx(3 / 7.5, abs=0.05)
+    assert stability.prompt_over_step(by_prompt) == pytest.approx(2.5 / 7.5, abs=0.05)
+    assert stability.prompt_over_step(by_prompt.rename(prompt="step", step="prompt")) < 0
 
 
 def test_two_factors_are_the_textbook_formula():
@@ -83,3 +110,44 @@ def test_maps_are_the_channels_tokens(klein):
         there = np.array([[c in row for c in range(32)] for row in largest])
         np.testing.assert_array_equal(at.notnull().all("token"), there)
         np.testing.assert_allclose(at.values[there], tokens[there], atol=2e-3, rtol=1e-3)
+
+
+def test_a_crossed_design_is_taken_apart_by_prompt_and_seed(klein):
+    stats, words, record = mu.ChannelStats(), mu.ChannelStats(), mu.spatial.Record(k=3)
+    design = [(prompt, seed) for seed in (5, 6) for prompt in ("a red star", "a blue circle", "a small star")]
+    with mu.attach(klein, stats, record), mu.attach(klein, words, stream="text"):
+        images = mu.generate(klein, [p for p, _ in design], seeds=[s for _, s in design], **tiny.KLEIN)
+    table = stability.gathered(stats, record, images, words)
+    data = stability.crossed(table, 3, 2)
+    assert data.sizes["prompt"] == 3 and data.sizes["seed"] == 2 and "image" not in data.dims
+    at = data.isel(prompt=1, seed=1)  # the fifth of the design
+    for name in ("mean_abs", "values", "ids", "text_sq"):
+        np.testing.assert_array_equal(at[name].transpose(*table[name].dims[1:]), table[name][4])
+    np.testing.assert_array_equal(at.text_abs, words.dataset().mean_abs[4])
+    np.testing.assert_array_equal(at.picture, np.asarray(images[4].convert("RGB")))
+    assert tuple(data.grid) == record.grid
+
+
+def test_coverage_counts_the_tokens_over_the_level_and_leaves_out_what_was_not_recorded():
+    maps = xr.DataArray(
+        [[[[[[1.0, -3.0, 5.0, 0.0], [np.nan] * 4]]]]],
+        dims=("prompt", "seed", "step", "layer", "channel", "token"),
+        coords={"step": [3], "layer": [1]},
+    )
+    level = xr.DataArray(np.full((1, 1, 4, 2), 2.0), dims=("prompt", "seed", "step", "layer")).assign_coords(
+        step=range(4), layer=range(2)
+    )
+    np.testing.assert_allclose(stability.coverage(maps, level), [0.5])
+
+
+def test_company_is_kept_by_channels_with_one_course():
+    rng = np.random.default_rng(0)
+    course = rng.normal(size=(60, 4, 5)).cumsum(1)
+    course[:8] = course[0] + rng.normal(0, 0.05, (8, 4, 5))
+    scores = np.exp(course) * rng.uniform(1, 100, (60, 1, 1))  # the size tells nothing
+    points = stability.courses(xr.DataArray(scores, dims=("channel", "step", "layer")))
+    assert points.shape == (60, 20)
+    share, low, high = stability.company(points, np.arange(60) < 8, near=5)
+    assert share > 0.95 > high > low
+    share, low, high = stability.company(points, rng.permutation(60) < 8, near=5)
+    assert low <= share <= high
