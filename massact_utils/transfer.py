@@ -33,18 +33,24 @@ def by_attributes(images, sources, targets, *, sure: float = 0.5) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def by_features(images, sources, targets, masks, *, evaluator: str = "toy", device=None) -> pd.DataFrame:
-    """Gain and keep of images by an encoder's features, one row an image: for any model, from the intact images alone.
+def by_features(images, sources, targets, masks, captions, *, others, evaluator: str = "toy", device=None):
+    """Gain, keep and read of images by a CLIP's features, a table with a row an image: for any model.
 
     Inside the mask (B, H, W) gain is the cosine similarity to the source's image above the similarity the target's
     image has to it; keep is the similarity to the target's image outside. What is left out is grey. An untouched
-    target has gain 0 and keep 1. Raises what `metrics.similarity` raises.
+    target has gain 0 and keep 1. Read is whether the image has not collapsed (`metrics.collapsed`): it is closer to one
+    of its `captions`, (sources, targets), than an untouched target is to the captions in `others`, which are not its
+    own. Raises what the measures in `metrics` raise.
     """
-    inside = [_cut(pictures, masks) for pictures in (images, sources, targets)]
-    options = dict(evaluator=evaluator, device=device)
-    gain = metrics.similarity(inside[0], inside[1], **options) - metrics.similarity(inside[2], inside[1], **options)
-    outside = [_cut(pictures, ~np.asarray(masks, bool)) for pictures in (images, targets)]
-    return pd.DataFrame({"gain": gain, "keep": metrics.similarity(*outside, **options)})
+    options, outside = dict(evaluator=evaluator, device=device), ~np.asarray(masks, bool)
+    new, source, target = (_cut(pictures, masks) for pictures in (images, sources, targets))
+    gain = metrics.similarity(new, source, **options) - metrics.similarity(target, source, **options)
+    keep = metrics.similarity(_cut(images, outside), _cut(targets, outside), **options)
+    aligned = np.max([metrics.alignment(images, texts, **options) for texts in captions], axis=0)
+    foreign = metrics.text_features(others, **options).mean(0)
+    chance = (metrics.image_features(targets, **options) @ foreign).numpy()
+    read = ~metrics.collapsed(images, aligned, chance)
+    return pd.DataFrame({"gain": gain, "keep": keep, "read": read.astype(float)})
 
 
 def blended(images, sources, masks, strength=1.0) -> list:

@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 
 from . import models
 from .latents import noised
@@ -118,6 +119,17 @@ class Transport:
             weight = mask.flatten(1) * self.strength.reshape(-1, 1)
             self.weights[key] = weight.expand(batch, -1)[..., None].to(tokens)
         return self.weights[key]
+
+
+def masks_of(source, target) -> dict[str, np.ndarray]:
+    """Where to transport, from the subjects' masks (B, H, W) bool on the tokens' grid: names to masks (B, H, W).
+
+    The source's, the target's, their union, the union with a soft rim of about a token, and everywhere.
+    """
+    union = np.asarray(source, bool) | np.asarray(target, bool)
+    rim = gaussian_filter(union.astype(np.float32), (0, *[0.7] * (union.ndim - 1)))
+    soft, full = np.maximum(union, rim), np.ones_like(union)
+    return {"source": source, "target": target, "union": union, "soft union": soft, "everywhere": full}
 
 
 def noised_source(pipe, image, *probes, prompt="", seed=0, layers=None, steps=None, **call):

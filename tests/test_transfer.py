@@ -33,13 +33,19 @@ def test_subjects_that_do_not_differ_are_refused():
 
 
 def test_features_of_rendered_scenes():
+    """An untouched target has gain 0 and keep 1, a pasted subject the source's gain and keep 1; noise is not read."""
     (source, target), masks = render(SOURCE, TARGET)
-    union = masks.any(0, keepdims=True).repeat(3, 0)
+    union = masks.any(0, keepdims=True).repeat(4, 0)
     pasted = transfer.blended([target], [source], union[:1])[0]
-    table = transfer.by_features([target, pasted, source], [source] * 3, [target] * 3, union)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8))
+    captions = [caption(SOURCE)] * 4, [caption(TARGET)] * 4
+    others = [caption(scene) for scene in toyworld.sample(32, seed=1)]
+    pictures = [target, pasted, source, noise]
+    table = transfer.by_features(pictures, [source] * 4, [target] * 4, union, captions, others=others)
     assert table.gain[0] == pytest.approx(0, abs=1e-5) and table.gain[1] == pytest.approx(table.gain[2], abs=1e-5)
-    assert table.gain[1] > 0.05
-    assert table.keep[:2].tolist() == pytest.approx([1, 1], abs=1e-5) and table.keep[2] < 0.95
+    assert table.gain[1] > max(0.05, table.gain[3])
+    assert table.keep[:2].tolist() == pytest.approx([1, 1], abs=1e-5) and table.keep[2:].max() < 0.95
+    assert table.read.tolist() == [1, 1, 1, 0]
 
 
 def test_pixels_are_blended_under_the_mask_alone():

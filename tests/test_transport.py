@@ -13,6 +13,7 @@ from PIL import Image
 import massact_utils as mu
 import tiny
 from massact_utils.latents import Trajectory, blend, noised
+from massact_utils.transport import masks_of
 
 
 def picture(height, width, seed=0):
@@ -425,3 +426,12 @@ def test_latents_blend_under_the_mask_alone(family):
         assert not torch.equal(maps[0][right], maps[1][right])
     with pytest.raises(KeyError):
         tiny.run(recipe, callback_on_step_end=blend(kept, weight, [0, 1]), num_inference_steps=4)
+
+
+def test_masks_are_combined():
+    source, target = np.zeros((1, 4, 6), bool), np.zeros((1, 4, 6), bool)
+    source[0, 1, 1], target[0, 2, 4] = True, True
+    masks = masks_of(source, target)
+    assert masks["union"].sum() == 2 and masks["everywhere"].all()
+    assert (masks["soft union"] >= masks["union"]).all() and masks["soft union"].max() == 1
+    assert 0 < masks["soft union"][0, 1, 2] < 1
