@@ -33,14 +33,14 @@ def test_subjects_that_do_not_differ_are_refused():
 
 
 def test_features_of_rendered_scenes():
-    """An untouched target has gain 0 and keep 1, a pasted subject the source's gain and keep 1; noise is not read."""
+    """An untouched target has gain 0 and keep 1, a pasted subject the source's gain and keep 1; a flat one is not read."""
     (source, target), masks = render(SOURCE, TARGET)
     union = masks.any(0, keepdims=True).repeat(4, 0)
     pasted = transfer.blended([target], [source], union[:1])[0]
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8))
+    flat = Image.new("RGB", (96, 96), (90, 90, 90))
     captions = [caption(SOURCE)] * 4, [caption(TARGET)] * 4
     others = [caption(scene) for scene in toyworld.sample(32, seed=1)]
-    pictures = [target, pasted, source, noise]
+    pictures = [target, pasted, source, flat]
     table = transfer.by_features(pictures, [source] * 4, [target] * 4, union, captions, others=others)
     assert table.gain[0] == pytest.approx(0, abs=1e-5) and table.gain[1] == pytest.approx(table.gain[2], abs=1e-5)
     assert table.gain[1] > max(0.05, table.gain[3])
