@@ -33,7 +33,7 @@ def test_subjects_that_do_not_differ_are_refused():
 
 
 def test_features_of_rendered_scenes():
-    """An untouched target has gain 0 and keep 1, a pasted subject the source's gain and keep 1; a flat one is not read."""
+    """An untouched target has gain 0, keep 1; a pasted subject the source's gain, keep 1; a flat one is not read."""
     (source, target), masks = render(SOURCE, TARGET)
     union = masks.any(0, keepdims=True).repeat(4, 0)
     pasted = transfer.blended([target], [source], union[:1])[0]
