@@ -3,10 +3,13 @@
 A channel set has the same colour everywhere (Okabe and Ito's palette, safe for colour-blind readers).
 """
 
+from io import BytesIO
+
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from PIL import Image
 
 COLOURS = {"top": "#D55E00", "random": "#0072B2", "matched": "#009E73", "bottom": "#CC79A7", "median": "#777777"}
 COLOURS["all"] = COLOURS["median"]
@@ -30,6 +33,18 @@ def images(pictures, *, ax, columns: int = 8):
     ax.imshow(np.concatenate([np.concatenate(tiles[i : i + columns], 1) for i in range(0, len(tiles), columns)]))
     ax.axis("off")
     return ax
+
+
+def thumbnail(image, most: int = 192) -> bytes:
+    """A PIL image as PNG, its longer side `most` pixels or fewer, for a column of a table; `picture` reads it."""
+    file, scale = BytesIO(), min(1, most / max(image.size))
+    image.resize([max(round(side * scale), 1) for side in image.size]).save(file, "PNG")
+    return file.getvalue()
+
+
+def picture(png: bytes) -> np.ndarray:
+    """The image (H, W, 3) uint8 that `thumbnail` wrote."""
+    return np.asarray(Image.open(BytesIO(png)))
 
 
 def contact_sheet(pictures, *, ax):
@@ -211,7 +226,7 @@ def birth(losses, excess, kept, chance: float, *, axes):
         line = excess.sel(sigma=sigma)
         right.plot(line.step, line, color=COLOURS["top"], ls=style, label=f"{sigma:g}")
     right.set_ylabel("largest channel / median")
-    right.legend(title="noise level", fontsize="small", frameon=False, loc="upper center")
+    right.legend(title="noise level", fontsize="small", frameon=False, loc="center left")
     axes[1].plot(kept.step, kept, color=COLOURS["top"], marker="o", ms=3)
     axes[1].axhline(chance, color=COLOURS["random"], ls="--")
     axes[1].set(xscale="log", ylim=(0, 1.03), xlabel="training step", ylabel="Jaccard index with the last top set")

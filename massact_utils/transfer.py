@@ -1,5 +1,7 @@
 """Transfer: how far a subject became the source's (gain), and how much of the rest stayed the target's (keep)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -7,6 +9,31 @@ from PIL import Image
 from . import metrics, toyworld
 
 SUBJECT = ("size", "colour", "shape")
+
+
+def at_one_place(pairs: pd.DataFrame) -> pd.DataFrame:
+    """ToyWorld pairs with every target at its source's place, where tokens of the two subjects meet.
+
+    >>> words = "a large red star at the {} on a blue plain background".format
+    >>> at_one_place(pd.DataFrame({"source": [words("top")], "target": [words("left")]})).target[0]
+    'a large red star at the top on a blue plain background'
+    """
+    scenes = [[toyworld.parse(text) for text in pair] for pair in zip(pairs.source, pairs.target, strict=True)]
+    return pairs.assign(target=[toyworld.caption(replace(b, position=a.position)) for a, b in scenes])
+
+
+def measure(images, captions, pictures, masks, *, others, exact: bool, evaluator: str = "toy") -> pd.DataFrame:
+    """Gain, keep, net and read of images, a table with a row an image; net, gain + keep - 1, is 0 for an untouched
+    target and for the source itself, and 1 for a perfect exchange.
+
+    `captions` and `pictures` are (sources, targets), texts and intact images. With `exact`, `by_attributes`; columns
+    "gain by features" and "keep by features" are there in any case (`by_features`).
+    """
+    table = by_features(images, *pictures, masks, captions, others=others, evaluator=evaluator)
+    table[["gain by features", "keep by features"]] = table[["gain", "keep"]]
+    if exact:
+        table[["gain", "keep", "read"]] = by_attributes(images, *captions)
+    return table.assign(net=table.gain + table.keep - 1)
 
 
 def by_attributes(images, sources, targets, *, sure: float = 0.5) -> pd.DataFrame:

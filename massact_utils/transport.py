@@ -121,6 +121,16 @@ class Transport:
         return self.weights[key]
 
 
+def span(share, n: int) -> slice:
+    """The layers or steps in a share of n, from and to, at least one.
+
+    >>> range(8)[span((0.5, 1), 8)]
+    range(4, 8)
+    """
+    first = min(round(share[0] * n), n - 1)
+    return slice(first, max(round(share[1] * n), first + 1))
+
+
 def masks_of(source, target) -> dict[str, np.ndarray]:
     """Where to transport, from the subjects' masks (B, H, W) bool on the tokens' grid: names to masks (B, H, W).
 
