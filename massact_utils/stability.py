@@ -7,8 +7,7 @@ import xarray as xr
 from scipy.stats import t as student
 from sklearn.neighbors import NearestNeighbors
 
-from .channels import ChannelStats, select_channels
-from .spatial import Record
+from .channels import select_channels
 
 
 def overlap(ids: xr.DataArray, dim: str) -> xr.DataArray:
@@ -111,76 +110,6 @@ def jackknife(statistic, values, dim: str = "prompt") -> tuple:
     left = np.stack([statistic(values.drop_isel({dim: i})) for i in range(n)])
     error = student.ppf(0.975, n - 1) * np.sqrt((n - 1) * left.var(axis=0))
     return value, value - error, value + error
-
-
-def gathered(stats: ChannelStats, record: Record, images, words: ChannelStats | None = None) -> xr.Dataset:
-    """What probes saw of one batch as one table along "image": statistics, `recorded` maps, thumbnails (y, x, rgb).
-
-    `words` are the text stream's statistics, kept as text_abs and text_sq (image, step, text_layer, channel).
-    """
-    for image in images:
-        image.thumbnail((128, 128))
-    pictures = np.stack([np.asarray(image.convert("RGB")) for image in images]).astype(np.int16)  # NetCDF has no uint8
-    table = stats.dataset().assign(recorded(record).variables).assign(picture=(("image", "y", "x", "rgb"), pictures))
-    table.attrs |= {"grid": list(record.grid)}
-    if words is None:
-        return table
-    text = words.dataset()[["mean_abs", "mean_sq"]].drop_vars(["name", "kind", "timestep"])
-    text = text.rename(mean_abs="text_abs", mean_sq="text_sq", layer="text_layer")
-    return table.assign(text.variables)
-
-
-def crossed(table: xr.Dataset, prompts: int, seeds: int) -> xr.Dataset:
-    """Images drawn seed by seed, each with every prompt, as a design: dim "image" -> dims (prompt, seed)."""
-    at = {
-        "seed": ("image", np.repeat(np.arange(seeds), prompts)),
-        "prompt": ("image", np.tile(np.arange(prompts), seeds)),
-    }
-    table = table.drop_vars("image").assign_coords(at).set_index(image=["seed", "prompt"])
-    return table.unstack("image").transpose("prompt", "seed", ...)
-
-
-def recorded(record: Record, most: int = 4) -> xr.Dataset:
-    """A Record as a table: ids (image, map_step, map_layer, rank), values (image, map_step, map_layer, rank, token).
-
-    Of many steps, `most` of them, evenly spread. The grid is the attribute `grid`.
-    """
-    steps = [record.steps[i] for i in np.unique(np.linspace(0, len(record.steps) - 1, most).astype(int))]
-    cells = [[record[step, layer] for layer in record.layers] for step in steps]
-    ids, values = (
-        np.stack([[pair[i].float().cpu().numpy() for pair in row] for row in cells], axis=0) for i in (0, 1)
-    )  # step layer image K, step layer image N K
-    dims = ("image", "map_step", "map_layer", "rank")
-    return xr.Dataset(
-        {
-            "ids": (dims, ids.transpose(2, 0, 1, 3).astype(int)),
-            "values": ((*dims, "token"), values.transpose(2, 0, 1, 4, 3)),
-        },
-        {"map_step": steps, "map_layer": record.layers},
-        {"grid": list(record.grid)},
-    )
-
-
-def maps(table: xr.Dataset, channels) -> xr.DataArray:
-    """Maps of the same channels in every image: (image, map_step, map_layer, channel, token).
-
-    `table` as from `recorded`. nan where an image's own largest channels did not hold the one asked for.
-    """
-    wanted = xr.DataArray(list(channels), dims="channel", coords={"channel": list(channels)})
-    found = table.ids == wanted  # image map_step map_layer rank channel
-    maps = xr.dot(table["values"], found.astype("float32"), dim="rank")
-    return maps.where(found.any("rank")).transpose(..., "channel", "token").rename("maps")
-
-
-def coverage(maps: xr.DataArray, level: xr.DataArray) -> np.ndarray:
-    """Share of the tokens on which |activation| is over a level, per prompt: (prompt, ..., token) -> (prompt).
-
-    `level` (prompt, seed, step, layer), which the maps' own steps and layers are looked up in; maps that are nan are
-    left out.
-    """
-    above = abs(maps) > level.sel(step=maps.step, layer=maps.layer)
-    above = above.where(maps.notnull())
-    return above.mean([dim for dim in maps.dims if dim != "prompt"]).values
 
 
 def courses(scores: xr.DataArray) -> np.ndarray:

@@ -7,8 +7,6 @@ import pytest
 import scipy.stats
 import xarray as xr
 
-import massact_utils as mu
-import tiny
 from massact_utils import stability
 
 
@@ -90,54 +88,6 @@ def test_the_jackknife_of_a_mean_is_students_interval():
     found = stability.jackknife(lambda values: values.mean("prompt"), xr.DataArray(x, dims="prompt"))
     low, high = scipy.stats.t.interval(0.95, 8, x.mean(), scipy.stats.sem(x))
     np.testing.assert_allclose(found, (x.mean(), low, high))
-
-
-def test_maps_are_the_channels_tokens(klein):
-    kept, record = {}, mu.spatial.Record(k=10)
-
-    def keep(tokens, site):
-        kept[site.step, site.layer] = tokens.numpy().copy()
-
-    with mu.attach(klein, record, keep, layers=[1, 4], branch="cond"):
-        mu.generate(klein, ["a red star", "a blue circle"], seeds=[0, 1], **tiny.KLEIN)
-    table = stability.recorded(record, most=2)
-    assert table.map_step.values.tolist() == [0, 3] and table.map_layer.values.tolist() == [1, 4]
-    found = stability.maps(table, range(32))
-    assert found.dims == ("image", "map_step", "map_layer", "channel", "token")
-    for step, layer in itertools.product([0, 3], [1, 4]):
-        at, tokens = found.sel(map_step=step, map_layer=layer), kept[step, layer].transpose(0, 2, 1)
-        largest = np.abs(tokens).mean(2).argsort(1)[:, -10:]
-        there = np.array([[c in row for c in range(32)] for row in largest])
-        np.testing.assert_array_equal(at.notnull().all("token"), there)
-        np.testing.assert_allclose(at.values[there], tokens[there], atol=2e-3, rtol=1e-3)
-
-
-def test_a_crossed_design_is_taken_apart_by_prompt_and_seed(klein):
-    stats, words, record = mu.ChannelStats(), mu.ChannelStats(), mu.spatial.Record(k=3)
-    design = [(prompt, seed) for seed in (5, 6) for prompt in ("a red star", "a blue circle", "a small star")]
-    with mu.attach(klein, stats, record), mu.attach(klein, words, stream="text"):
-        images = mu.generate(klein, [p for p, _ in design], seeds=[s for _, s in design], **tiny.KLEIN)
-    table = stability.gathered(stats, record, images, words)
-    data = stability.crossed(table, 3, 2)
-    assert data.sizes["prompt"] == 3 and data.sizes["seed"] == 2 and "image" not in data.dims
-    at = data.isel(prompt=1, seed=1)  # the fifth of the design
-    for name in ("mean_abs", "values", "ids", "text_sq"):
-        np.testing.assert_array_equal(at[name].transpose(*table[name].dims[1:]), table[name][4])
-    np.testing.assert_array_equal(at.text_abs, words.dataset().mean_abs[4])
-    np.testing.assert_array_equal(at.picture, np.asarray(images[4].convert("RGB")))
-    assert tuple(data.grid) == record.grid
-
-
-def test_coverage_counts_the_tokens_over_the_level_and_leaves_out_what_was_not_recorded():
-    maps = xr.DataArray(
-        [[[[[[1.0, -3.0, 5.0, 0.0], [np.nan] * 4]]]]],
-        dims=("prompt", "seed", "step", "layer", "channel", "token"),
-        coords={"step": [3], "layer": [1]},
-    )
-    level = xr.DataArray(np.full((1, 1, 4, 2), 2.0), dims=("prompt", "seed", "step", "layer")).assign_coords(
-        step=range(4), layer=range(2)
-    )
-    np.testing.assert_allclose(stability.coverage(maps, level), [0.5])
 
 
 def test_company_is_kept_by_channels_with_one_course():
