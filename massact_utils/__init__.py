@@ -4,9 +4,10 @@ Axes, everywhere in this order: B rows of the batch, S steps, L layers, N image 
 chosen channels.
 """
 
-from . import latents, metrics, models, plots, prompts, references, runs, spatial, toyworld, transfer
+from . import latents, metrics, models, plots, prompts, references, runs, spatial, toyworld, transfer, widgets
 from .blocks import Block, blocks
 from .channels import ChannelStats, select_channels
+from .disruption import Disrupt
 from .models import generate, load
 from .probes import Site, attach
 from .runs import Run
@@ -16,6 +17,7 @@ from .transport import Transport, noised_source
 __all__ = [
     "Block",
     "ChannelStats",
+    "Disrupt",
     "Record",
     "Run",
     "Site",
@@ -38,4 +40,5 @@ __all__ = [
     "token_masks",
     "toyworld",
     "transfer",
+    "widgets",
 ]

@@ -1,0 +1,211 @@
+"""Explorers: controls and a picture that follows them. A static figure stands beside each, for pages without widgets.
+
+`atlas`, `masks` and `gallery` draw from saved results and need no model; `disruption` and `transport` generate live.
+"""
+
+import io
+from functools import cache
+
+import ipywidgets
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from . import models, spatial
+from .channels import select_channels
+from .disruption import Disrupt
+from .probes import attach
+from .transport import Transport
+
+LOOK = dict(layout=ipywidgets.Layout(width="420px"), style={"description_width": "120px"})
+
+
+def explorer(draw, **controls):
+    """Controls above one picture: draw(**values) gives the matplotlib figure or PIL image for their values.
+
+    A control is a (low, high) pair for a whole number, a list of choices, a bool, or an ipywidgets widget. A picture is
+    drawn when a control is let go; moved meanwhile, only the last place counts. What `draw` raises is shown in words.
+    """
+    widgets = {name: _control(name, spec) for name, spec in controls.items()}
+    picture, note = ipywidgets.Image(format="png"), ipywidgets.HTML()
+
+    def show(change=None):
+        note.value = "drawing ..."
+        try:
+            picture.value = _png(draw(**{name: widget.value for name, widget in widgets.items()}))
+            note.value = ""
+        except Exception as error:  # the reader sees why, and the controls stay alive
+            note.value = f"{type(error).__name__}: {error}"
+
+    for widget in widgets.values():
+        widget.observe(show, "value")
+    show()
+    return ipywidgets.VBox([*widgets.values(), note, picture])
+
+
+def atlas(stats, record, images):
+    """Where a massive channel is large: its map over the image, its rank and its size over depth.
+
+    `stats` is a table of ChannelStats, `record` a Record of the same images (PIL), with the same steps and layers.
+    """
+
+    def draw(image, layer, step, place):
+        ids, values = record[step, layer]
+        channel, tokens = int(ids[image, place]), values[image, :, place].float().cpu().numpy()
+        size = stats.mean_abs.isel(image=image).sel(step=step)  # layer, channel
+        rank = int((size.sel(layer=layer) > size.sel(layer=layer, channel=channel)).sum()) + 1
+        figure, axes = _axes(3)
+        _over(axes[0], images[image], tokens.reshape(record.grid), "PuOr", symmetric=True)
+        axes[0].set_title(f"channel {channel}: rank {rank} of {size.channel.size}")
+        axes[1].imshow(images[image])
+        axes[1].set_axis_off()
+        axes[2].plot(size.layer, size.sel(channel=channel) / size.median("channel"), marker="o", ms=4)
+        axes[2].axvline(layer, color="grey", lw=0.8)
+        axes[2].set(xlabel="layer", ylabel="times the median channel", title="over depth")
+        return figure
+
+    places = record[record.steps[0], record.layers[0]][0].shape[1]
+    return explorer(draw, image=(0, len(images) - 1), layer=record.layers, step=record.steps, place=(0, places - 1))
+
+
+def masks(record, images, references=None):
+    """The subject by a few channels: heat and mask over the image, and their overlap with a reference (image, H, W)."""
+
+    def draw(image, layer, step, k):
+        found, heat = spatial.token_masks(record, layer=layer, step=step, ranks=range(k))
+        figure, axes = _axes(3 if references is not None else 2)
+        _over(axes[0], images[image], heat[image], "magma")
+        axes[0].set_title(f"mean of {k} channels")
+        _over(axes[1], images[image], found[image], "gray")
+        axes[1].set_title("two clusters")
+        if references is not None:
+            cover = spatial.coverage(references[image][None], record.grid)[0]
+            _over(axes[2], images[image], cover, "gray")
+            axes[2].set_title(f"reference, IoU {spatial.iou(found[image], cover):.2f}")
+        return figure
+
+    most = record[record.steps[0], record.layers[0]][0].shape[1]
+    return explorer(
+        draw, image=(0, len(images) - 1), layer=record.layers, step=record.steps, k=_whole(1, most, value=most)
+    )
+
+
+def gallery(pictures: dict, names):
+    """Saved pictures by choice: {(value, ...): PIL image}, a control for each name. Needs no model."""
+    columns = [list(dict.fromkeys(values)) for values in zip(*pictures, strict=True)]
+
+    def draw(**chosen):
+        key = tuple(chosen.values())
+        if key not in pictures:
+            raise KeyError(f"no picture was saved for {key}")
+        return pictures[key]
+
+    return explorer(draw, **dict(zip(names, columns, strict=True)))
+
+
+def disruption(pipe, scores, prompt: str, *, seed: int = 0, **call):
+    """Break it yourself: the image untouched and disrupted, live. `scores` (layer, channel) as for select_channels."""
+    intact = models.generate(pipe, prompt, seeds=seed, **call)[0]
+    layers, steps = scores.sizes["layer"], _steps(pipe, call)
+
+    def draw(k, which, strength, layers, steps):
+        probe = Disrupt(select_channels(scores, k, which=which, seed=seed), strength=strength)
+        with attach(pipe, probe, layers=_span(layers), steps=_span(steps)):
+            broken = models.generate(pipe, prompt, seeds=seed, **call)[0]
+        return _beside(intact, broken)
+
+    return explorer(
+        draw,
+        k=_whole(1, min(64, scores.sizes["channel"]), value=12),
+        which=["top", "random", "bottom"],
+        strength=ipywidgets.FloatSlider(value=1.0, min=0, max=1, step=0.1),
+        layers=ipywidgets.IntRangeSlider(value=(0, layers - 1), min=0, max=layers - 1),
+        steps=ipywidgets.IntRangeSlider(value=(0, steps - 1), min=0, max=steps - 1),
+    )
+
+
+def transport(pipe, prompts, *, k: int = 12, layer: int = -1, seed: int = 0, **call):
+    """Mix two prompts: source, target and the target with the source's massive channels, live, from the same noise."""
+    steps = _steps(pipe, call)
+
+    @cache
+    def recorded(prompt):
+        record = spatial.Record(k=k)
+        with attach(pipe, record):
+            return record, models.generate(pipe, prompt, seeds=seed, **call)[0]
+
+    def draw(source, target, strength, under_a_mask, layers, steps):
+        (record, given), (other, intact) = recorded(source), recorded(target)
+        mask = None
+        if under_a_mask:
+            where = dict(layer=layer, polarity="border")
+            mask = spatial.token_masks(record, **where)[0][0] | spatial.token_masks(other, **where)[0][0]
+        with attach(pipe, Transport(record, strength=strength, mask=mask), layers=_span(layers), steps=_span(steps)):
+            mixed = models.generate(pipe, target, seeds=seed, **call)[0]
+        return _beside(given, intact, mixed)
+
+    depth = len(recorded(prompts[0])[0].layers)
+    return explorer(
+        draw,
+        source=list(prompts),
+        target=ipywidgets.Dropdown(options=list(prompts), value=prompts[-1]),
+        strength=ipywidgets.FloatSlider(value=1.0, min=0, max=1, step=0.1),
+        under_a_mask=True,
+        layers=ipywidgets.IntRangeSlider(value=(0, depth - 1), min=0, max=depth - 1),
+        steps=ipywidgets.IntRangeSlider(value=(0, steps - 1), min=0, max=steps - 1),
+    )
+
+
+def _control(name: str, spec) -> ipywidgets.Widget:
+    if isinstance(spec, bool):
+        spec = ipywidgets.Checkbox(spec, indent=True)
+    elif isinstance(spec, tuple):
+        spec = _whole(*spec)
+    elif isinstance(spec, list):
+        spec = ipywidgets.Dropdown(options=spec)
+    for trait, value in dict(LOOK, description=name.replace("_", " "), continuous_update=False).items():
+        if spec.has_trait(trait):
+            setattr(spec, trait, value)
+    spec.tooltip = spec.tooltip or f"{spec.description}: arrow keys move it, the picture follows"
+    return spec
+
+
+def _whole(low: int, high: int, value: int | None = None) -> ipywidgets.IntSlider:
+    return ipywidgets.IntSlider(low if value is None else min(value, high), min=low, max=high)
+
+
+def _span(ends) -> slice:
+    return slice(ends[0], ends[1] + 1)
+
+
+def _steps(pipe, call) -> int:
+    return (models.defaults(pipe) | call)["num_inference_steps"]
+
+
+def _axes(n: int):
+    figure = Figure(figsize=(3.4 * n, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, n)
+
+
+def _over(ax, image, values, colours, symmetric=False):
+    """Values (H, W) of the tokens in colour over the image in grey."""
+    height, width = np.asarray(image).shape[:2]
+    limit = dict(vmin=-abs(values).max(), vmax=abs(values).max()) if symmetric else {}
+    ax.imshow(np.asarray(image.convert("L")), cmap="gray")
+    ax.imshow(values, cmap=colours, alpha=0.65, extent=(0, width, height, 0), interpolation="nearest", **limit)
+    ax.set_axis_off()
+
+
+def _beside(*images) -> Image.Image:
+    """Images in a row, small ones enlarged, pixel for pixel."""
+    row = np.concatenate([np.asarray(image.convert("RGB")) for image in images], 1)
+    times = max(1, 256 // row.shape[0])
+    return Image.fromarray(row.repeat(times, 0).repeat(times, 1))
+
+
+def _png(picture) -> bytes:
+    file = io.BytesIO()
+    picture.savefig(file, format="png", dpi=100) if isinstance(picture, Figure) else picture.save(file, format="png")
+    return file.getvalue()

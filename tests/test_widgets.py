@@ -1,0 +1,108 @@
+"""Explorers answer their controls: every control changes the picture, and errors are words, not dead widgets."""
+
+import io
+
+import ipywidgets
+import numpy as np
+import pytest
+from PIL import Image
+
+import massact_utils as mu
+import tiny
+from massact_utils import widgets
+
+PROMPTS = ["a red star", "a blue circle"]
+
+
+@pytest.fixture(scope="module")
+def saved(klein):
+    """Statistics, a record and images of two prompts."""
+    stats, record = mu.ChannelStats(), mu.Record(k=4)
+    with mu.attach(klein, stats, record):
+        images = mu.generate(klein, PROMPTS, seeds=[0, 1], **tiny.KLEIN)
+    return stats.dataset(), record, images
+
+
+def controls(box):
+    return {child.description: child for child in box.children[:-2]}
+
+
+def shown(box):
+    """The picture, after making sure that no error is shown in its place."""
+    note, picture = box.children[-2:]
+    assert note.value == ""
+    return np.asarray(Image.open(io.BytesIO(picture.value)).convert("RGB"))
+
+
+def another(widget):
+    """A value the widget does not have now."""
+    if isinstance(widget, ipywidgets.Dropdown):
+        return next(value for value in widget.options if value != widget.value)
+    if isinstance(widget, ipywidgets.Checkbox):
+        return not widget.value
+    if isinstance(widget.value, tuple):
+        return widget.min, widget.min
+    return widget.min if widget.value != widget.min else widget.max
+
+
+def check_every_control_changes_the_picture(box):
+    for name, control in controls(box).items():
+        before, old = shown(box), control.value
+        control.value = another(control)
+        after = shown(box)
+        assert before.shape != after.shape or (before != after).any(), name
+        control.value = old
+        assert (shown(box) == before).all(), name
+
+
+def test_atlas(saved):
+    check_every_control_changes_the_picture(widgets.atlas(*saved))
+
+
+def test_masks(saved):
+    _, record, images = saved
+    references = np.zeros((2, *np.asarray(images[0]).shape[:2]), bool)
+    references[:, :16, :16] = True
+    box = widgets.masks(record, images, references)
+    assert {"image", "layer", "step", "k"} == set(controls(box))
+    check_every_control_changes_the_picture(box)
+
+
+def test_gallery_needs_no_model():
+    shades = {("top", 1): 10, ("top", 2): 20, ("random", 1): 30, ("random", 2): 40}
+    box = widgets.gallery({key: Image.new("RGB", (8, 8), (s, s, s)) for key, s in shades.items()}, ("channels", "k"))
+    controls(box)["k"].value = 2
+    controls(box)["channels"].value = "random"
+    assert (shown(box) == 40).all()
+
+
+def test_disruption_at_no_strength_shows_the_image_twice(klein, saved):
+    scores = saved[0].mean_abs.mean(("image", "step"))
+    box = widgets.disruption(klein, scores, PROMPTS[0], **tiny.KLEIN)
+    check_every_control_changes_the_picture(box)
+    controls(box)["strength"].value = 0
+    left, right = np.split(shown(box), 2, axis=1)
+    assert (left == right).all()
+
+
+def test_transport_at_no_strength_shows_the_target(klein):
+    box = widgets.transport(klein, PROMPTS, k=4, **tiny.KLEIN)
+    controls(box)["under a mask"].value = False
+    _, target, mixed = np.split(shown(box), 3, axis=1)
+    assert (target != mixed).any()
+    controls(box)["strength"].value = 0
+    _, target, mixed = np.split(shown(box), 3, axis=1)
+    assert (target == mixed).all()
+
+
+def test_an_error_is_shown_and_the_controls_stay_alive():
+    def draw(k):
+        if k == 2:
+            raise ValueError("k = 2 is not possible")
+        return Image.new("RGB", (4, 4))
+
+    box = widgets.explorer(draw, k=(1, 3))
+    controls(box)["k"].value = 2
+    assert "k = 2 is not possible" in box.children[-2].value
+    controls(box)["k"].value = 3
+    shown(box)
