@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -109,6 +110,7 @@ def _named(value):
     return value if path is None or value in KNOWN else path.name
 
 
+@cache
 def _version(package: str) -> str:
     """A package's version; this one's with a digest of its source, which changes between versions."""
     try:

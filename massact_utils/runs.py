@@ -125,8 +125,9 @@ class Run:
     """Results in a folder: a part for every finished batch, written beside and renamed, and where they come from.
 
     The folder belongs to one set of parameters, one model revision and one list of prompts. Any number of processes may
-    share it: a batch is claimed by a lock that dies with its process. `shard`, or parameters["shard"], as in "3/16",
-    takes every 16th batch from the third on; batches are the same whatever the shard, and so is the table.
+    share it: a batch is claimed by a lock that dies with its process. `shard` as in "3/16" takes every 16th batch from
+    the third on (default: parameters["shard"], else the environment variable MASSACT_SHARD, else all); batches are the
+    same whatever the shard, and so is the table.
 
     Raises ValueError, with the differences, for a folder that holds other results; NotADirectoryError or
     PermissionError where nothing can be written.
@@ -136,7 +137,7 @@ class Run:
         if not str(out_dir):
             raise ValueError("out_dir is empty; take one from mu.runs.folder(out_dir, name, parameters)")
         self.folder = folder(str(out_dir), "")
-        self.shard = part_of(shard or parameters.get("shard") or "1/1")
+        self.shard = part_of(shard or parameters.get("shard") or os.environ.get("MASSACT_SHARD") or "1/1")
         self.seed = int(parameters.get("seed") or 0)
         self.model = provenance.public(parameters).get("model", "")
         self.most = None  # prompts at once that fitted into memory, once they did not
@@ -198,6 +199,8 @@ class Run:
                         if not mine:
                             continue
                         if self._part(batch) is None:
+                            for rest in self.parts.glob(f".{batch.name}-{batch.index:05d}.*.unfinished"):
+                                rest.unlink()  # its process died while it wrote
                             yield batch
                         done.add(batch.index)
                         bar.update(len(batch))
@@ -316,6 +319,14 @@ def part_of(shard: str) -> tuple[int, int]:
     if len(words) != 2 or not all(word.isdecimal() for word in words) or not 1 <= int(words[0]) <= int(words[1]):
         raise ValueError(f"shard {shard!r} is no share; write it as in '3/16', from '1/16' to '16/16'")
     return int(words[0]), int(words[1])
+
+
+def progress(out_dir) -> tuple[int, int]:
+    """Batches on disk in a run's folder, and batches of all the loops that were begun there."""
+    path = Path(out_dir, "provenance.json")
+    loops = json.loads(path.read_text()).get("prompts", {}) if path.exists() else {}
+    done = [part for part in path.with_name("parts").glob("*") if part.suffix in SUFFIXES]
+    return len(done), sum(-(-loop["prompts"] // loop["in batches of"]) for loop in loops.values())
 
 
 def _watched() -> bool:

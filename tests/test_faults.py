@@ -1,0 +1,197 @@
+"""Long jobs meet faults: real processes are killed, disks fill, clocks jump, and no prompt is lost and none is double.
+
+Most runs here draw numbers instead of images, a prompt's own number from its own seed, so that a fault can be tried
+often; the last ones are the toy model in a notebook, and a Dask cluster of separate processes.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import massact_utils as mu
+from massact_utils import runs
+
+pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
+fork = multiprocessing.get_context("fork")
+PROMPTS = [f"prompt {i}" for i in range(60)]
+
+
+def draw(batch):
+    """What stands in for images and their measures: numbers from each prompt's seed alone."""
+    numbers = [np.random.default_rng(seed).normal(size=20).mean() for seed in batch.seeds]
+    return pd.DataFrame({"at": batch.indices, "prompt": batch.prompts, "number": numbers})
+
+
+def work(out, log, pause=0.0, shard=None, size=2, between=lambda: None):
+    """A bare loop over Run, as a notebook has it; every batch on disk leaves a line in the log."""
+    run = mu.Run(out, {"seed": 7}, shard=shard)
+    for batch in run.pending(PROMPTS, size):
+        between()
+        time.sleep(pause)
+        run.add(batch, draw(batch))
+        with open(log, "a") as lines:
+            lines.write(f"{batch.index}\n")
+
+
+def start(*args, **more):
+    process = fork.Process(target=work, args=args, kwargs=more)
+    process.start()
+    return process
+
+
+def expected():
+    batch = runs.Batch("part", 0, list(range(60)), PROMPTS, [7 + i for i in range(60)])
+    return draw(batch)
+
+
+def check(out, log=None, faults=1, size=2):
+    """The table is the undisturbed one; say how many prompts were lost, and how many were put on disk twice."""
+    run = mu.Run(out, {"seed": 7}, shard="1/1")
+    assert list(run.pending(PROMPTS, size)) == []
+    table = run.results()
+    lost, double = 60 - table["at"].nunique(), len(table) - table["at"].nunique()
+    again = 0 if log is None else len(log.read_text().split()) - len(set(log.read_text().split()))
+    print(f"faults {faults}, lost {lost}, double in the table {double}, batches put on disk twice {again}")
+    assert (lost, double, again) == (0, 0, 0)
+    pd.testing.assert_frame_equal(table, expected())
+    left = [path.name for path in run.parts.iterdir() if path.suffix not in (".parquet", ".unreadable")]
+    assert not left, f"left over: {left}"
+
+
+def kill_after(process, out, seconds):
+    """Wait for a new part, and `seconds`, and kill."""
+    before, deadline = len(list(out.glob("parts/*.parquet"))), time.monotonic() + 60
+    while len(list(out.glob("parts/*.parquet"))) == before and time.monotonic() < deadline:
+        time.sleep(0.002)
+    time.sleep(seconds)
+    assert process.is_alive(), "the run was over before the kill; it is too short for this test"
+    process.kill()
+    process.join()
+
+
+def test_kill_9_at_ten_random_moments(tmp_path):
+    out, log, moments = tmp_path / "out", tmp_path / "log", random.Random(0)
+    for i in range(10):
+        process = start(out, log, pause=0.02, size=1)
+        if i % 4 == 0:  # while it begins
+            time.sleep(moments.random() * 0.1)
+            process.kill()
+            process.join()
+        else:
+            kill_after(process, out, moments.random() * 0.08)
+    before = len(list((out / "parts").glob("*.parquet")))
+    assert 0 < before < 60
+    work(out, log, size=1)
+    check(out, log, faults=10, size=1)  # a kill between a part and its line in the log leaves no line, never two
+
+
+def test_kill_9_while_a_part_is_written(tmp_path, monkeypatch):
+    """At the worst moment: everything is written and nothing is renamed yet."""
+    out, replace = tmp_path / "out", os.replace
+
+    def die(source, target):
+        if "part-00003" in str(target):
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", die)
+    process = start(out, tmp_path / "log")
+    process.join()
+    monkeypatch.undo()
+    assert process.exitcode == -signal.SIGKILL
+    assert [path for path in (out / "parts").iterdir() if "unfinished" in path.name]
+    work(out, tmp_path / "log")
+    check(out, tmp_path / "log")
+
+
+@pytest.mark.parametrize("shards", [5, 16])
+def test_shards_in_any_order_are_the_whole(tmp_path, shards):
+    order = random.Random(1).sample(range(1, shards + 1), shards)
+    processes = [start(tmp_path / "out", tmp_path / "log", shard=f"{i}/{shards}") for i in order]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    check(tmp_path / "out", tmp_path / "log", faults=0)
+
+
+def test_six_processes_on_one_folder_three_of_them_killed(tmp_path):
+    out, log = tmp_path / "out", tmp_path / "log"
+    processes = [start(out, log, pause=0.1, size=1) for _ in range(6)]
+    for process in processes[:3]:
+        kill_after(process, out, 0)
+    for process in processes[3:]:
+        process.join()
+    assert [process.exitcode for process in processes[3:]] == [0, 0, 0]
+    check(out, log, faults=3, size=1)
+
+
+def test_truncated_parts(tmp_path):
+    work(tmp_path / "out", tmp_path / "log")
+    parts = sorted((tmp_path / "out" / "parts").glob("*.parquet"))
+    for i, part in enumerate(parts[::6]):
+        part.write_bytes(part.read_bytes()[: i * 500])
+    with pytest.warns(UserWarning, match=r"does not read .* set aside"):
+        work(tmp_path / "out", tmp_path / "again")
+    assert (tmp_path / "again").read_text().split() == ["0", "6", "12", "18", "24"]
+    check(tmp_path / "out", tmp_path / "again", faults=5)
+
+
+def test_a_clock_that_jumps(tmp_path, monkeypatch):
+    out, moments, now = tmp_path / "out", random.Random(2), time.time
+
+    def jump():
+        day = moments.choice([-400, -1, 1, 400]) * 86_400
+        monkeypatch.setattr(time, "time", lambda: now() + day)
+        for path in (out / "parts").iterdir():
+            os.utime(path, (moments.choice([0, 4e9]),) * 2)
+
+    for _ in range(5):
+        kill_after(start(out, tmp_path / "log", pause=0.01, between=jump, size=1), out, moments.random() * 0.05)
+        jump()
+    work(out, tmp_path / "log", between=jump, size=1)
+    check(out, tmp_path / "log", faults=10, size=1)
+
+
+@contextmanager
+def mounted(folder, options):
+    """A small file system of its own. Needs the right to mount; without it the test is skipped."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no right to mount a file system here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk(tmp_path):
+    with mounted(tmp_path / "disk", "size=200k") as disk:
+        out, filler = disk / "out", disk / "filler"
+        mu.Run(out, {"seed": 7})
+        filler.write_bytes(bytes(100 * 1024))
+        with pytest.raises(OSError, match="No space left"):
+            work(out, tmp_path / "log")
+        parts = list((out / "parts").iterdir())
+        assert 0 < len(parts) < 30 and all(len(pd.read_parquet(part)) == 2 for part in parts)
+        filler.unlink()
+        work(out, tmp_path / "log", size=2)
+        check(out, tmp_path / "log")
+
+
+def test_a_disk_that_takes_nothing(tmp_path):
+    with mounted(tmp_path / "disk", "size=1m") as disk:
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises((PermissionError, OSError), match=r"not writable|Read-only"):
+            mu.Run(disk, {"seed": 7})
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        mu.Run(tmp_path / "file", {"seed": 7})
