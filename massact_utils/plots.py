@@ -230,6 +230,10 @@ def birth(losses, excess, kept, chance: float, *, axes):
     axes[1].plot(kept.step, kept, color=COLOURS["top"], marker="o", ms=3)
     axes[1].axhline(chance, color=COLOURS["random"], ls="--")
     axes[1].set(xscale="log", ylim=(0, 1.03), xlabel="training step", ylabel="Jaccard index with the last top set")
+    above = (excess.mean("sigma") > 5).values
+    if above.any():
+        axes[0].set_title(f"Over 5 times the median from step {excess.step.values[above.argmax()]} on")
+    axes[1].set_title(f"Over 0.5 from step {kept.step.values[(kept > 0.5).values.argmax()]} on")
     for ax in axes:
         _decades(ax.xaxis, 1, 1e6)
     _decades(axes[0].yaxis, *axes[0].get_ylim())
