@@ -1,13 +1,14 @@
 """Stability: are the same channels massive everywhere, and what does their activation follow?"""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from scipy.stats import t as student
 from sklearn.neighbors import NearestNeighbors
 
-from .channels import select_channels
+from .channels import gini, select_channels
 
 
 def overlap(ids: xr.DataArray, dim: str) -> xr.DataArray:
@@ -32,6 +33,19 @@ def overlap(ids: xr.DataArray, dim: str) -> xr.DataArray:
 def jaccard(a: xr.DataArray, b: xr.DataArray) -> xr.DataArray:
     """Jaccard index of two families of channel sets: two DataArrays (..., rank) -> (...)."""
     return overlap(xr.concat([a, b], "pair", coords="minimal", compat="override"), "pair")
+
+
+def by_layer(scores: xr.DataArray, k: int = 12) -> pd.DataFrame:
+    """A row for each layer: its largest channel, the three largest as multiples of the median, Gini, persistence.
+
+    scores (layer, channel); persistence is the share of the top k that was in the top k of the layer before.
+    """
+    top, ranked = select_channels(scores, k).values, np.sort(scores.transpose("layer", "channel").values)[:, ::-1]
+    table = pd.DataFrame({"largest channel": top[:, 0]}, index=pd.Index(scores.layer.values, name="layer"))
+    table[["times the median", "the second", "the third"]] = ranked[:, :3] / np.median(ranked, axis=1)[:, None]
+    table["Gini"] = gini(scores).values
+    table["kept"] = [np.nan, *(np.isin(now, before).mean() for before, now in pairwise(top))]
+    return table
 
 
 def held_out_share(scores: xr.DataArray, energy: xr.DataArray, k: int, which: str = "top", seed: int = 0):

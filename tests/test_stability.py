@@ -31,6 +31,14 @@ def test_jaccard_counts_each_layer_by_itself():
     np.testing.assert_allclose(stability.jaccard(a, b.isel(layer=0)), [0.5, 0.0])
 
 
+def test_a_layers_row_is_its_sorted_channels():
+    x = np.array([[1.0, 8.0, 2.0, 4.0, 3.0], [1.0, 9.0, 2.0, 6.0, 1.5]])
+    found = stability.by_layer(xr.DataArray(x, {"layer": [2, 5]}, ("layer", "channel")), k=3)
+    assert found.index.tolist() == [2, 5] and found["largest channel"].tolist() == [1, 1]
+    np.testing.assert_allclose(found.iloc[:, 1:4], [[8 / 3, 4 / 3, 1], [4.5, 3, 1]])
+    np.testing.assert_array_equal(found["kept"], [np.nan, 2 / 3])
+
+
 def test_channels_are_chosen_on_other_prompts_than_they_are_measured_on():
     """A channel that is large on even prompts alone looks good there, and holds nothing on the odd ones."""
     energy = np.ones((6, 2, 10))
