@@ -125,7 +125,7 @@ def disruption(pipe, scores, prompt: str, *, seed: int = 0, **call):
     )
 
 
-def transport(pipe, prompts, *, k: int = 12, layer: int = -1, seed: int = 0, **call):
+def transport(pipe, prompts, *, k: int = 24, layer: int = -2, seed: int = 0, **call):
     """Mix two prompts: source, target and the target with the source's massive channels, live, from the same noise."""
     steps = _steps(pipe, call)
 
@@ -139,9 +139,10 @@ def transport(pipe, prompts, *, k: int = 12, layer: int = -1, seed: int = 0, **c
         (record, given), (other, intact) = recorded(source), recorded(target)
         mask = None
         if under_a_mask:
-            where = dict(layer=layer, polarity="border")
+            where = dict(layer=layer, step=-2 if len(record.steps) > 1 else -1, method="border", scaling="standard")
             mask = spatial.token_masks(record, **where)[0][0] | spatial.token_masks(other, **where)[0][0]
-        with attach(pipe, Transport(record, strength=strength, mask=mask), layers=_span(layers), steps=_span(steps)):
+        edit, where = Transport(record, strength=strength, mask=mask), dict(layers=_span(layers), steps=_span(steps))
+        with attach(pipe, edit, branch="cond", **where):
             mixed = models.generate(pipe, target, seeds=seed, **call)[0]
         return _beside(given, intact, mixed)
 
