@@ -4,6 +4,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -38,3 +39,42 @@ def test_a_response_has_the_mean_of_every_set_in_its_colour(ax):
     }
     assert lines[plots.COLOURS["top"]] == [1, 6] and lines[plots.COLOURS["bottom"]] == [1, 2]
     assert ax.get_xticks().tolist() == [1, 8] and ax.get_xscale() == "log"
+
+
+def test_an_atlas_has_a_band_of_steps_for_each_layer_and_a_column_for_each_channel(ax):
+    ratio = xr.DataArray(
+        np.arange(1.0, 25.0).reshape(3, 2, 4),
+        {"step": [0, 5, 9], "layer": [4, 7], "channel": [31, 2, 8, 5]},
+        ("step", "layer", "channel"),
+    )
+    assert plots.atlas(ratio, ax=ax) is ax
+    picture = ax.images[0].get_array()  # layer and step, channel
+    assert picture.shape == (6, 4)
+    assert picture[3 + 2, 1] == ratio.sel(layer=7, step=9, channel=2) and picture[1, 3] == ratio.sel(layer=4, step=5)[3]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["31", "2", "8", "5"]
+
+
+def test_a_surface_of_many_tokens_keeps_the_one_that_stands_out():
+    ax = Figure().add_subplot(projection="3d")
+    tokens = np.ones((1000, 700), np.float32)
+    tokens[123, 456] = -50
+    assert plots.surface(tokens, ax=ax) is ax
+    assert ax.get_zlim()[1] >= 50 and len(ax.collections[0].get_facecolor()) <= 160 * 160
+
+
+def test_components_are_bars_that_end_where_the_next_begins(ax):
+    shares = pd.DataFrame({"constant": [0.5, 0.1], "prompt": [0.3, 0.2], "seed": [0.2, 0.7]}, index=[44, 189])
+    assert plots.components(shares, ax=ax) is ax
+    bars = {(round(bar.get_x(), 9), round(bar.get_width(), 9)): bar.get_y() for bar in ax.patches}
+    assert bars[0.5, 0.3] == bars[0, 0.5] > bars[0, 0.1] == bars[0.1, 0.2]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["44", "189"]
+
+
+def test_tiles_show_each_map_by_its_sign_and_a_videos_first_frame(ax):
+    maps = xr.DataArray(np.zeros((3, 2 * 6)), {"channel": [7, 1, 9]}, ("channel", "token"))
+    maps[0, 1], maps[1, 5], maps[2, 6:] = 4.0, -2.0, 100.0  # the third only in the second frame
+    assert plots.tiles(maps, (2, 2, 3), ax=ax, columns=2) is ax
+    picture = np.asarray(ax.images[0].get_array().filled(np.nan))
+    assert picture[0, 1] == 1 and picture[1, 4 + 2] == -1  # one white column between two maps
+    assert np.nansum(np.abs(picture)) == 2
+    assert [text.get_text() for text in ax.texts] == ["7", "1", "9"]
