@@ -47,7 +47,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "No GPU found: PIP_FLAGS='--extra-index-url $(CPU_WHEELS)' would leave out torch's CUDA packages (make help)."
 	@echo "Installing into .venv; the first time takes minutes."
 	@set -o pipefail; $(PIP) --upgrade pip | $(QUIETER)
-	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[test]' | $(QUIETER)
+	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[batch,test]' | $(QUIETER)
 	@touch $@
 
 workbook: $(STAMP)

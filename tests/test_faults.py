@@ -8,16 +8,21 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import subprocess
+import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
+import xarray as xr
 
 import massact_utils as mu
-from massact_utils import runs
+from massact_utils import runs, sweep
+from test_sweep import GUARD, PARAMETERS, write_notebook
 
 pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
 fork = multiprocessing.get_context("fork")
@@ -195,3 +200,152 @@ def test_a_disk_that_takes_nothing(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
         mu.Run(tmp_path / "file", {"seed": 7})
+
+
+def sweeping(*words):
+    process = fork.Process(target=lambda: sys.exit(sweep.main([str(word) for word in words])))
+    process.start()
+    return process
+
+
+def find(process, what):
+    """The descendant whose command line holds `what`, once it is there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if any(what in word for word in child.cmdline()):
+                    return child
+        time.sleep(0.02)
+    raise AssertionError(f"no {what} was started")
+
+
+def parts(out, more_than, patience=240):
+    """Wait until more parts than that are on disk; how many."""
+    deadline = time.monotonic() + patience
+    while (n := len([p for p in out.glob("parts/*") if p.suffix in runs.SUFFIXES])) <= more_than:
+        assert time.monotonic() < deadline, f"{n} parts on disk, and no more come"
+        time.sleep(0.01)
+    return n
+
+
+STATISTICS = """
+import time
+import massact_utils as mu
+pipe = mu.load("toy", device="cpu")
+run = mu.Run(out_dir, parameters, pipe=pipe)
+for batch in run.pending(mu.prompts.read("toyworld", 12), 2):
+    with mu.attach(pipe, mu.ChannelStats()) as stats:
+        mu.generate(pipe, batch.prompts, seeds=batch.seeds, num_inference_steps=2)
+    time.sleep(0.3)
+    run.add(batch, stats.dataset())
+print(dict(run.results().sizes))"""
+
+
+def test_the_toy_model_in_a_notebook_whose_kernel_and_papermill_are_killed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    notebook, out, moments = (
+        write_notebook(tmp_path / "toy.ipynb", GUARD, STATISTICS),
+        tmp_path / "runs/toy",
+        random.Random(3),
+    )
+    sweeper = sweeping(notebook, "--out", "runs", "--retries", "2")
+    for i, what in enumerate(["ipykernel_launcher", "papermill"]):
+        parts(out, i)
+        time.sleep(moments.random() * 0.4)
+        find(sweeper, what).kill()
+    sweeper.join()
+    assert sweeper.exitcode == 0 and (out / "toy.html").exists()
+    namespace = {"In": ["", PARAMETERS], "k": 12, "layers": None, "out_dir": str(tmp_path / "undisturbed")}
+    namespace["parameters"] = runs.parameters(namespace)
+    exec(STATISTICS, namespace)
+    disturbed = mu.Run(out, namespace["parameters"]).results()
+    xr.testing.assert_identical(disturbed, namespace["run"].results())
+    assert disturbed.image.values.tolist() == list(range(12))
+    print("faults 2, lost 0, double 0")
+
+
+NUMBERS = """
+import time
+import numpy as np
+import pandas as pd
+import massact_utils as mu
+run = mu.Run(out_dir, parameters)
+for batch in run.pending([f"prompt {i}" for i in range(60)], 2):
+    time.sleep(0.4)
+    numbers = [np.random.default_rng(seed).normal() for seed in batch.seeds]
+    run.add(batch, pd.DataFrame({"at": batch.indices, "number": numbers}))
+    with open(run.path("log"), "a") as lines:
+        lines.write(f"{batch.index}\\n")
+run.results().to_csv(run.path("table.csv"))"""
+
+
+def check_numbers(out, faults):
+    table = pd.read_csv(out / "table.csv", index_col=0)
+    log = (out / "log").read_text().split()
+    lost, double, again = 60 - table["at"].nunique(), len(table) - table["at"].nunique(), len(log) - len(set(log))
+    print(f"faults {faults}, lost {lost}, double in the table {double}, batches put on disk twice {again}")
+    assert (lost, double, again) == (0, 0, 0)
+    np.testing.assert_allclose(table.number, [np.random.default_rng(i).normal() for i in range(60)])
+
+
+def test_two_sweeps_on_one_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    notebook = write_notebook(tmp_path / "numbers.ipynb", GUARD, NUMBERS.replace("0.4", "0.1"))
+    sweeps = [sweeping(notebook, "--out", "runs", "-p", "k", "3") for _ in range(2)]
+    for process in sweeps:
+        process.join()
+        assert process.exitcode == 0
+    check_numbers(tmp_path / "runs/numbers", faults=0)
+
+
+def test_a_cluster_that_loses_a_worker_and_then_its_scheduler(tmp_path):
+    """A Dask scheduler and three workers on loopback, and the command line as a user has it."""
+    pytest.importorskip("distributed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    dask = [sys.executable, "-m", "dask"]
+    started = []
+
+    def begin(*words):
+        log = open(tmp_path / "dask.log", "a")
+        started.append(subprocess.Popen([str(word) for word in words], cwd=tmp_path, stdout=log, stderr=log))
+        return started[-1]
+
+    def cluster():
+        scheduler = begin(*dask, "scheduler", "--host", "127.0.0.1", "--port", address.split(":")[-1], "--no-dashboard")
+        flags = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", tmp_path]
+        return scheduler, [begin(*dask, "worker", address, *flags) for _ in range(3)]
+
+    try:
+        scheduler, workers = cluster()
+        out = tmp_path / "runs/numbers"
+        notebook = write_notebook(tmp_path / "numbers.ipynb", GUARD, NUMBERS)
+        sweeper = begin(
+            sys.executable,
+            "-m",
+            "massact_utils.sweep",
+            notebook,
+            "--out",
+            "runs",
+            "--shards",
+            "3",
+            "--scheduler",
+            address,
+        )
+        at = parts(out, 3)
+        workers[0].kill()
+        parts(out, at + 4)
+        for process in [scheduler, *workers]:
+            process.kill()
+            process.wait()
+        cluster()
+        assert sweeper.wait(300) == 0, (tmp_path / "dask.log").read_text()[-3000:]
+        assert (out / "numbers.html").exists()
+        check_numbers(out, faults=2)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()

@@ -1,6 +1,8 @@
 """Executing notebooks: parameters are checked before, results appear when complete."""
 
 import json
+import subprocess
+import sys
 
 import nbformat
 import papermill
@@ -22,6 +24,10 @@ def write_notebook(path, *sources):
     return str(path)
 
 
+def listed(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -32,7 +38,7 @@ def test_a_notebook_gets_its_parameters_a_folder_and_a_page(folder, capfd):
     notebook = write_notebook(folder / "good.ipynb", GUARD, RESULT, "1/0 if k == 0 else print('k is', k)")
     assert sweep.main([notebook, "--out", "runs", "-p", "k", "3"]) == 0
     out = folder / "runs" / "good"
-    assert sorted(p.name for p in out.iterdir()) == ["good.html", "good.ipynb", "result.json"]
+    assert listed(out) == ["good.html", "good.ipynb", "result.json"]
     assert json.loads((out / "result.json").read_text()) == {"k": 3, "layers": None, "out_dir": "runs/good"}
     assert "k is 3" in (out / "good.html").read_text()
     assert "runs/good/good.html" in capfd.readouterr().out
@@ -41,15 +47,17 @@ def test_a_notebook_gets_its_parameters_a_folder_and_a_page(folder, capfd):
     other = write_notebook(folder / "other.ipynb", "out_dir")
     failing = write_notebook(folder / "good.ipynb", "raise RuntimeError('no such thing')")
     assert sweep.main([failing, other, "--out", "runs"]) == 1
-    assert sorted(p.name for p in out.iterdir()) == ["good.unfinished.ipynb", "result.json"]
+    assert listed(out) == ["good.unfinished.ipynb", "result.json"]
     assert (folder / "runs" / "other" / "other.html").exists()
-    assert "good.ipynb failed (exit code 1)" in capfd.readouterr().out
+    assert "good.ipynb failed: RuntimeError: no such thing" in capfd.readouterr().out
 
 
 def test_a_killed_kernel_is_a_failure(folder, capfd):
     notebook = write_notebook(folder / "killed.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     assert sweep.main([notebook, "--out", "runs"]) == 1
-    assert [p.name for p in (folder / "runs" / "killed").iterdir()] == ["killed.unfinished.ipynb"]
+    assert listed(folder / "runs" / "killed") == ["killed.unfinished.ipynb"]
+    told = capfd.readouterr().out
+    assert "killed.ipynb failed: exit code" in told and "runs/killed/killed.unfinished.ipynb" in told
 
 
 @pytest.mark.parametrize(
@@ -60,6 +68,11 @@ def test_a_killed_kernel_is_a_failure(folder, capfd):
         (["a.ipynb", "b.ipynb"], "b.ipynb: no such notebook"),
         (["a.ipynb", "broken.ipynb"], "broken.ipynb: not a readable notebook"),
         (["a.ipynb", "sub/a.ipynb"], "two notebooks are called a.ipynb"),
+        (["a.ipynb", "-p", "shard", "1/2"], "shard follows from --out and --shards"),
+        (["a.ipynb", "-p", "k", "3", "--grid", "k", "1,2"], "k is given twice"),
+        (["a.ipynb", "--grid", "kk", "1,2"], "a.ipynb has no parameter kk"),
+        (["a.ipynb", "--shards", "0"], "--shards and --workers take 1 or more"),
+        (["a.ipynb", "--scheduler", "tcp://127.0.0.1:1", "--workers", "2"], "--scheduler has workers of its own"),
     ],
 )
 def test_bad_input_starts_nothing(folder, capsys, words, complaint):
@@ -104,3 +117,44 @@ def test_parameters_where_in_recalls_nothing():
     """nbval runs cells without history; their annotations still stand in the namespace."""
     namespace = {"In": [""], "__annotations__": {"k": int}, "k": 3}
     assert runs.parameters(namespace) == {"k": 3}
+
+
+LOOPS = """import massact_utils as mu
+import pandas as pd
+run = mu.Run(out_dir, parameters)
+for batch in run.pending([f"prompt {i}" for i in range(9)], 2, name="first"):
+    run.add(batch, pd.DataFrame({"at": batch.indices}))
+shift = run.results("first")["at"].sum() * k  # needs every shard's part
+for batch in run.pending([f"prompt {i}" for i in range(9)], 3, name="second"):
+    run.add(batch, pd.DataFrame({"at": batch.indices, "value": [i + shift for i in batch.indices]}))
+run.results("second").to_csv(run.path("table.csv"))"""
+
+
+def test_shards_of_a_notebook_with_two_loops_are_the_whole(folder):
+    """The second loop of every shard needs the first one's table, so shards go in rounds."""
+    notebook = write_notebook(folder / "two.ipynb", GUARD, LOOPS)
+    assert sweep.main([notebook, "--out", "runs", "--grid", "k", "2", "--shards", "2"]) == 0
+    out = folder / "runs" / "two" / "k=2"
+    lines = [f"{i},{i},{i + 2 * 36}" for i in range(9)]
+    assert (out / "table.csv").read_text().split() == [",at,value", *lines]
+    assert listed(out / "shards") == ["two.1-of-2.ipynb", "two.2-of-2.ipynb"] and (out / "two.html").exists()
+
+
+def test_executed_to_the_end_without_all_results_is_a_failure(folder, capfd):
+    notebook = write_notebook(
+        folder / "lazy.ipynb", GUARD, LOOPS.replace("    run.add(batch", "    batch.index or run.add(batch", 1)
+    )
+    assert sweep.main([notebook, "--out", "runs"]) == 1
+    assert "lazy.ipynb failed: executed, but 4 of 8 batches are on disk" in capfd.readouterr().out
+
+
+def test_without_dask_several_workers_are_refused_and_one_does_its_work(folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(SystemExit):
+        sweep.main([write_notebook(folder / "a.ipynb", "k"), "--out", "runs", "--workers", "2"])
+    assert "pip install 'massact[batch]'" in capsys.readouterr().err
+
+
+def test_nothing_imports_dask_unless_asked():
+    code = "import sys, massact_utils.sweep; print({'dask', 'distributed'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
