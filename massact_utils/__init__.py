@@ -4,7 +4,22 @@ Axes, everywhere in this order: B rows of the batch, S steps, L layers, N image 
 chosen channels.
 """
 
-from . import latents, metrics, models, plots, prompts, references, runs, spatial, toyworld, transfer, widgets
+from . import (
+    channels,
+    crossed,
+    latents,
+    metrics,
+    models,
+    plots,
+    prompts,
+    references,
+    runs,
+    spatial,
+    stability,
+    toyworld,
+    transfer,
+    widgets,
+)
 from .blocks import Block, blocks
 from .channels import ChannelStats, select_channels
 from .disruption import Disrupt
@@ -24,6 +39,8 @@ __all__ = [
     "Transport",
     "attach",
     "blocks",
+    "channels",
+    "crossed",
     "generate",
     "iou",
     "latents",
@@ -37,6 +54,7 @@ __all__ = [
     "runs",
     "select_channels",
     "spatial",
+    "stability",
     "token_masks",
     "toyworld",
     "transfer",
