@@ -6,16 +6,17 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import sklearn
 import torch
 import xarray as xr
 from joblib import Parallel, delayed
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scipy.spatial.distance import cdist
 from skimage.filters import threshold_otsu
 from skimage.transform import resize_local_mean
 from sklearn.cluster import k_means
 from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 
 METHODS = ("kmeans", "pca", "border")
 SCALINGS = ("minmax", "quantile", "standard")
@@ -65,7 +66,7 @@ class Record:
         self.sites[site.generation, site.step, site.layer] = ids, values
 
     def __getitem__(self, key) -> tuple[torch.Tensor, torch.Tensor]:
-        parts = [pair for (_, *at), pair in sorted(self.sites.items(), key=lambda item: item[0]) if tuple(at) == key]
+        parts = [self.sites[site] for site in sorted(site for site in self.sites if site[1:] == key)]
         if not parts:
             raise KeyError(f"step, layer {key} was not recorded; steps {self.steps}, layers {self.layers} were")
         return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -147,7 +148,7 @@ def token_masks(
         raise ValueError("the Record has seen no tokens: generate inside `with mu.attach(pipe, record):` first")
     sites = [(s, i) for s in _recorded(step, record.steps) for i in _recorded(layer, record.layers)]
     chosen = None if ranks is None else tuple(map(int, ranks))
-    key = (*sites, chosen, method, scaling, absolute, seed, sum(len(ids) for ids, _ in record.sites.values()))
+    key = (*sites, chosen, method, scaling, absolute, seed, len(record.sites))
     border = border_of(record.grid).ravel()
     if key not in record.clusters:
         parts = [record[site][1] if chosen is None else record[site][1][..., list(chosen)] for site in sites]
@@ -242,7 +243,9 @@ def _scaled(x: np.ndarray, scaling: str) -> np.ndarray:
     if scaling == "standard":
         x, width = x - x.mean(1, keepdims=True), x.std(1, keepdims=True)
     else:
-        low, high = np.quantile(x, [0, 1] if scaling == "minmax" else [0.02, 0.98], axis=1, keepdims=True)
+        low, high = x.min(1, keepdims=True), x.max(1, keepdims=True)
+        if scaling == "quantile":
+            low, high = np.quantile(x, [0.02, 0.98], axis=1, keepdims=True)
         x, width = np.clip(x, low, high) - low, high - low
     return np.divide(x, width, out=np.zeros_like(x, np.float32), where=width > 0, casting="same_kind")
 
@@ -256,7 +259,8 @@ def _each(function, x: np.ndarray, *more) -> np.ndarray:
 def _two_means(tokens, seed) -> np.ndarray:
     if not np.ptp(tokens, axis=0).any():  # all alike: one cluster
         return np.zeros(len(tokens), bool)
-    return k_means(tokens, 2, n_init=1, random_state=seed)[1] == 1
+    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):  # half of the time on a small grid
+        return k_means(tokens, 2, n_init=1, random_state=seed)[1] == 1
 
 
 def _first_component(tokens) -> np.ndarray:
@@ -268,7 +272,7 @@ def _first_component(tokens) -> np.ndarray:
 def _from_border(tokens, border) -> np.ndarray:
     """Mean distance of each token (N, K) to the three nearest tokens of the border, itself left out: (N,)."""
     n = min(4, int(border.sum()))
-    distance, _ = NearestNeighbors(n_neighbors=n).fit(tokens[border]).kneighbors(tokens)  # N n, nearest first
+    distance = np.sort(np.partition(cdist(tokens, tokens[border]), n - 1)[:, :n])  # N 4, nearest first
     return np.where(border[:, None], distance[:, 1:], distance[:, :-1]).mean(1).astype(np.float32)
 
 
