@@ -29,7 +29,9 @@ class Transport:
     stays hard); None is everywhere. `rows` says which recorded image each row takes, None for a row left alone; without
     it one recorded image serves all rows, or as many as rows one each. `k` takes the first k recorded channels alone
     (`select_channels` and a Record's own choice have the largest first). Several Transports in one `attach` are the
-    arms of a comparison. A record holds steps * layers * N * K values (FLUX.2-klein-4B at 1024 x 1024, K = 12: 10 MB).
+    arms of a comparison. Whose channels: `Record(k=12)` takes each source's own, `Record(select_channels(scores))` those
+    of the prompts that were scored. It holds steps * layers * N * K values (FLUX.2-klein-4B at 1024 x 1024, K = 12: 10
+    MB an image).
 
     A record holds one branch. Under guidance the conditional one alone (`branch="cond"` in `attach`) carries much
     further than both: guidance then amplifies what was transported instead of cancelling it.
