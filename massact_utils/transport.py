@@ -29,9 +29,9 @@ class Transport:
     stays hard); None is everywhere. `rows` says which recorded image each row takes, None for a row left alone; without
     it one recorded image serves all rows, or as many as rows one each. `k` takes the first k recorded channels alone
     (`select_channels` and a Record's own choice have the largest first). Several Transports in one `attach` are the
-    arms of a comparison. Whose channels: `Record(k=12)` takes each source's own, `Record(select_channels(scores))` those
-    of the prompts that were scored. It holds steps * layers * N * K values (FLUX.2-klein-4B at 1024 x 1024, K = 12: 10
-    MB an image).
+    arms of a comparison. Whose channels: `Record(k=12)` takes each source's own, `Record(select_channels(scores))`
+    those of the prompts scored, sources or targets. It holds steps * layers * N * K values, of FLUX.2-klein-4B at
+    1024 x 1024 and K = 12 10 MB an image.
 
     A record holds one branch. Under guidance the conditional one alone (`branch="cond"` in `attach`) carries much
     further than both: guidance then amplifies what was transported instead of cancelling it.
@@ -55,7 +55,7 @@ class Transport:
             raise ValueError(f"strength {strength!r} is not a number from 0 to 1, or one for each row")
         self.mask, self.hard = None, False
         if mask is not None:
-            mask = torch.as_tensor(np.asarray(mask))
+            mask = (mask if isinstance(mask, torch.Tensor) else torch.as_tensor(np.asarray(mask))).cpu()
             self.hard = mask.dtype == torch.bool
             self.mask = mask.float() if mask.ndim == 3 else mask.float()[None]  # 1 or B, H, W
             if self.mask.ndim != 3 or not ((self.mask >= 0) & (self.mask <= 1)).all():
