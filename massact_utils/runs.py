@@ -11,6 +11,7 @@ import ast
 import json
 import math
 import os
+import re
 import sys
 import warnings
 from contextlib import contextmanager
@@ -137,7 +138,8 @@ class Run:
         if not str(out_dir):
             raise ValueError("out_dir is empty; take one from mu.runs.folder(out_dir, name, parameters)")
         self.folder = folder(str(out_dir), "")
-        self.shard = part_of(shard or parameters.get("shard") or os.environ.get("MASSACT_SHARD") or "1/1")
+        told = [parameters.get("shard"), os.environ.get("MASSACT_SHARD")]
+        self.shard = part_of(shard or next((words for words in told if words not in (None, "", "1/1")), "1/1"))
         self.seed = int(parameters.get("seed") or 0)
         self.model = provenance.public(parameters).get("model", "")
         self.most = None  # prompts at once that fitted into memory, once they did not
@@ -167,11 +169,14 @@ class Run:
         `name` of its own. A part that does not read is set aside and pending again. Batches another process has
         claimed come last: finished by then, or free because that process died.
 
-        Raises ValueError for no prompts, and for a folder that holds results of other prompts or another size.
+        Raises ValueError for no prompts, for a name that is none, and for a folder that holds results of other prompts
+        or another size.
         """
         prompts = prompts.to_dict("records") if isinstance(prompts, pd.DataFrame) else list(prompts)
         if not prompts or size < 1:
             raise ValueError(f"{len(prompts)} prompts in batches of {size}; give at least one of each")
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"the name {name!r} of a loop becomes part of file names; take letters, digits, _ . -")
         asked = {"prompts": len(prompts), "of content": provenance.digest(prompts), "in batches of": size}
         with _locked(self.folder / ".lock"):
             self.provenance = self._known("provenance.json")
@@ -187,7 +192,7 @@ class Run:
 
     def _claim(self, batches):
         """Yield those that are not on disk and that nobody else holds; then wait for the rest."""
-        done = {batch.index for batch in batches if self._part(batch) is not None}
+        done = {batch.index for batch in batches if self._reads(batch)}
         total, before = sum(map(len, batches)), sum(len(batch) for batch in batches if batch.index in done)
         with tqdm(total=total, initial=before, unit="prompt", leave=False, disable=not _watched()) as bar:
             for wait in (False, True):
@@ -198,7 +203,7 @@ class Run:
                     with _claimed(lock, wait) as mine:
                         if not mine:
                             continue
-                        if self._part(batch) is None:
+                        if not self._reads(batch, aside=True):
                             for rest in self.parts.glob(f".{batch.name}-{batch.index:05d}.*.unfinished"):
                                 rest.unlink()  # its process died while it wrote
                             yield batch
@@ -213,8 +218,13 @@ class Run:
         """
         if callable(result):
             result = self._fitting(result, batch)
-        if isinstance(result, xr.Dataset) and result.sizes.get("image") == len(batch):
-            result = result.assign_coords(image=batch.indices)
+        if isinstance(result, xr.Dataset):
+            if "image" not in result.dims:
+                raise ValueError(f"a Dataset is kept along its dim 'image', and this has only {', '.join(result.dims)}")
+            if result.sizes["image"] == len(batch):
+                result = result.assign_coords(image=batch.indices)
+        elif not isinstance(result, pd.DataFrame):
+            raise TypeError(f"a batch's result is a DataFrame or a Dataset, not {type(result).__name__}")
         suffix = ".parquet" if isinstance(result, pd.DataFrame) else ".nc"
         _write(self.parts / f"{batch.name}-{batch.index:05d}{suffix}", result)
 
@@ -223,7 +233,8 @@ class Run:
 
         Raises Incomplete when batches of other shards are missing, LookupError when there is nothing.
         """
-        paths = sorted(path for path in self.parts.glob(f"{name}-*") if path.suffix in SUFFIXES)
+        paths = [path for path in sorted(self.parts.iterdir()) if path.suffix in SUFFIXES]
+        paths = [path for path in paths if re.fullmatch(rf"{re.escape(name)}-\d{{5,}}", path.stem)]
         if len(paths) < self.batches.get(name, 0) and self.shard != (1, 1):
             number, of = self.shard
             raise Incomplete(
@@ -232,7 +243,7 @@ class Run:
             )
         if not paths:
             raise LookupError(f"no results called {name!r} in {self.folder}; run the loop over run.pending first")
-        return _joined([_read(path) for path in paths])
+        return _joined([_open(path) for path in paths])
 
     def path(self, name: str) -> Path:
         """A path in the folder, for what the other methods do not write."""
@@ -295,18 +306,19 @@ class Run:
             half()
         return find_executable_batch_size(attempt, starting_batch_size=self.most or 0, reduce_batch_size_fn=half)()
 
-    def _part(self, batch: Batch) -> Path | None:
-        """A batch's part if it is there and reads; one that does not is set aside."""
+    def _reads(self, batch: Batch, aside: bool = False) -> bool:
+        """Whether a batch's part is there and reads; one that does not is set `aside` by who holds the batch."""
         for path in (self.parts / f"{batch.name}-{batch.index:05d}{suffix}" for suffix in SUFFIXES):
             if path.exists():
                 try:
-                    _read(path)
-                    return path
+                    _open(path)
+                    return True
                 except Exception as error:  # whatever Arrow or SciPy make of a broken file
-                    aside, reason = path.with_name(f"{path.name}.unreadable"), str(error).partition("\n")[0]
-                    os.replace(path, aside)
-                    warnings.warn(f"{path.name} does not read ({reason}); set aside as {aside.name}", stacklevel=3)
-        return None
+                    if aside:
+                        kept, reason = path.with_name(f"{path.name}.unreadable"), str(error).partition("\n")[0]
+                        os.replace(path, kept)
+                        warnings.warn(f"{path.name} does not read ({reason}); set aside as {kept.name}", stacklevel=3)
+        return False
 
 
 def part_of(shard: str) -> tuple[int, int]:
@@ -337,13 +349,16 @@ def _watched() -> bool:
 def _joined(results: list):
     if isinstance(results[0], pd.DataFrame):
         return pd.concat(results, ignore_index=True)
-    return xr.concat(results, "image", data_vars="minimal", coords="minimal", compat="equals", join="exact")
+    if len(results) == 1:
+        return results[0].load()
+    return xr.concat(results, "image", data_vars="minimal", coords="minimal", compat="equals", join="exact").load()
 
 
-def _read(path: Path):
+def _open(path: Path):
+    """A part; fails for Parquet with wrong checksums, and for NetCDF cut short, which is mapped and not yet read."""
     if path.suffix == ".parquet":
         return pd.read_parquet(path, page_checksum_verification=True)
-    return xr.load_dataset(path, engine="scipy")
+    return xr.open_dataset(path, engine="scipy")
 
 
 def _write(path: Path, thing) -> None:

@@ -74,6 +74,14 @@ def test_loops_of_their_own_names(tmp_path):
         run.results("dose")
 
 
+def test_names_of_loops_do_not_run_into_each_other(tmp_path):
+    run = mu.Run(tmp_path, {})
+    fill(run, name="part-two"), fill(run, PROMPTS[:2])
+    assert len(run.results()) == 2 and len(run.results("part-two")) == 10
+    with pytest.raises(ValueError, match=r"'a/b' of a loop becomes part of file names"):
+        run.pending(PROMPTS, name="a/b")
+
+
 def test_pairs_come_as_they_were_given(tmp_path):
     run = mu.Run(tmp_path, {})
     frame = pd.DataFrame({"source": ["a", "b"], "target": ["c", "d"]})
@@ -179,6 +187,15 @@ def test_datasets_are_joined_along_images(tmp_path):
         np.testing.assert_array_equal(found[name], expected[name])
 
 
+def test_what_cannot_be_a_part_is_refused(tmp_path):
+    run = mu.Run(tmp_path, {})
+    batch = next(run.pending(PROMPTS))
+    with pytest.raises(ValueError, match=r"kept along its dim 'image', and this has only layer"):
+        run.add(batch, xr.Dataset({"a": ("layer", [1, 2])}))
+    with pytest.raises(TypeError, match=r"a DataFrame or a Dataset, not list"):
+        run.add(batch, [1, 2])
+
+
 @pytest.mark.parametrize("kept", [0.3, 0.99])
 def test_a_dataset_cut_short_is_redone(tmp_path, kept):
     run = mu.Run(tmp_path, {})
@@ -202,6 +219,13 @@ def test_shards_are_the_whole_whatever_the_order(tmp_path, order):
     last = mu.Run(tmp_path / "shards", {"k": 1})
     assert fill(last, size=2) == []
     pd.testing.assert_frame_equal(last.results(), mu.Run(tmp_path / "whole", {"k": 1}).results())
+
+
+def test_a_shard_is_told_by_argument_parameter_or_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("MASSACT_SHARD", "2/5")
+    assert mu.Run(tmp_path, {}).shard == (2, 5) == mu.Run(tmp_path, {"shard": "1/1"}).shard
+    assert mu.Run(tmp_path, {"shard": "3/4"}).shard == (3, 4)
+    assert mu.Run(tmp_path, {"shard": "3/4"}, shard="1/1").shard == (1, 1)
 
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "a/b", "1/2/3", "-1/3", ""])
