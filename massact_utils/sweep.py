@@ -41,6 +41,10 @@ runpy.run_module("papermill", run_name="__main__", alter_sys=True)
 PATIENCE = 600  # seconds to wait for a lost scheduler
 
 
+class Unreachable(RuntimeError):
+    """The scheduler does not answer."""
+
+
 @dataclass
 class Job:
     """One notebook at one point of the grid."""
@@ -109,13 +113,13 @@ def attempt(job: Job, pool, shard: str, retries: int, options: dict) -> str:
         try:
             code, problem = pool().submit(execute, job.notebook, job.folder, job.parameters, shard, **options).result()
             lost = None
-        except (CancelledError, OSError) as error:  # what it gives when the scheduler is gone
+        except (CancelledError, Unreachable) as error:  # the scheduler is gone
             lost = lost or time.monotonic()
             if time.monotonic() - lost > PATIENCE:
-                failures += [f"{type(error).__name__}: {error}"] * (retries + 1)
+                failures += [f"no scheduler for {PATIENCE} s: {error}"] * (retries + 1)
             time.sleep(1)
             continue
-        except Exception as error:  # KilledWorker: several workers died of it
+        except Exception as error:  # a folder in which nothing can be written; KilledWorker: several workers died of it
             code, problem = -1, f"{type(error).__name__}: {error}"
         if code == 0 or problem.startswith("Incomplete"):
             job.shards.add(shard)
@@ -184,8 +188,11 @@ class Cluster:
         with self.lock:
             if self.client.status != "running":
                 print("the scheduler is away; connecting again", flush=True)
-                self.client.close(timeout=1)
-                self.client = self.connect()
+                try:
+                    self.client.close(timeout=1)
+                    self.client = self.connect()
+                except OSError as error:
+                    raise Unreachable(str(error)) from error
             return self.client.get_executor(pure=False)
 
     def close(self):

@@ -60,6 +60,12 @@ def test_a_killed_kernel_is_a_failure(folder, capfd):
     assert "killed.ipynb failed: exit code" in told and "runs/killed/killed.unfinished.ipynb" in told
 
 
+def test_a_folder_that_takes_nothing_is_a_failure(folder, capfd):
+    (folder / "runs").touch()
+    assert sweep.main([write_notebook(folder / "a.ipynb", "k"), "--out", "runs"]) == 1
+    assert "a.ipynb failed: NotADirectoryError" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     "words, complaint",
     [
