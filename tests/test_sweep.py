@@ -164,3 +164,15 @@ def test_without_dask_several_workers_are_refused_and_one_does_its_work(folder, 
 def test_nothing_imports_dask_unless_asked():
     code = "import sys, massact_utils.sweep; print({'dask', 'distributed'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_a_grid_on_two_local_workers(folder, capfd):
+    pytest.importorskip("distributed")
+    notebook = write_notebook(folder / "a.ipynb", "print('k is', k)", "1 / (k - 3)")
+    assert sweep.main([notebook, "--out", "runs", "--grid", "k", "1,2,3", "--workers", "2", "--retries", "1"]) == 1
+    told = capfd.readouterr().out
+    assert "Dask dashboard: http" in told
+    assert "a.ipynb k=3 failed (2 times): ZeroDivisionError: division by zero" in told
+    assert "runs/a/k=3/a.unfinished.ipynb" in told
+    for k in (1, 2):
+        assert f"k is {k}" in (folder / "runs" / "a" / f"k={k}" / "a.html").read_text()
