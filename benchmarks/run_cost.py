@@ -68,7 +68,7 @@ def swept(folder: Path, n: int, steps: int, *words: str) -> float:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=4)
     args = parser.parse_args()
     n, steps = args.prompts, args.steps
     with tempfile.TemporaryDirectory() as name:
