@@ -40,10 +40,11 @@ def by_layer(scores: xr.DataArray, k: int = 12) -> pd.DataFrame:
 
     scores (layer, channel); persistence is the share of the top k that was in the top k of the layer before.
     """
-    top, ranked = select_channels(scores, k).values, np.sort(scores.transpose("layer", "channel").values)[:, ::-1]
+    top = select_channels(scores, k).values
+    ranked = np.sort(scores.transpose("layer", "channel").values.astype(float))[:, ::-1]
     table = pd.DataFrame({"largest channel": top[:, 0]}, index=pd.Index(scores.layer.values, name="layer"))
     table[["times the median", "the second", "the third"]] = ranked[:, :3] / np.median(ranked, axis=1)[:, None]
-    table["Gini"] = gini(scores).values
+    table["Gini"] = gini(scores).values.astype(float)
     table["kept"] = [np.nan, *(np.isin(now, before).mean() for before, now in pairwise(top))]
     return table
 
