@@ -187,7 +187,7 @@ def a_table(**statistics):
 def test_scores_part_where_a_channel_changes_its_sign():
     data = a_table(mean_abs=[1.0, 3.0], mean=[-1.0, 0.5], max_abs=[2.0, 2.0], mean_sq=[9.0, 4.0])
     names = "mean_abs", "abs_mean", "mean_sq"
-    largest = {name: int(mu.channels.score(data, name).argmax("channel")) for name in names}
+    largest = {name: int(mu.channels.score(data, name).squeeze().argmax("channel")) for name in names}
     assert largest == {"mean_abs": 1, "abs_mean": 0, "mean_sq": 0}
     with pytest.raises(ValueError, match=r"'median' is unknown; allowed: mean_abs, abs_mean"):
         mu.channels.score(data, "median")
