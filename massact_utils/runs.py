@@ -153,7 +153,7 @@ class Run:
             self._refuse({key: there[key] for key in held}, {key: self.provenance[key] for key in held})
             changed = provenance.differences({key: there.get(key) for key in self.provenance}, self.provenance)
             if changed and set(self.provenance) <= set(there):
-                warnings.warn(f"{self.folder} was begun otherwise: {'; '.join(changed)}", stacklevel=2)
+                warnings.warn(f"{self.folder.name} was begun otherwise: {'; '.join(changed)}", stacklevel=2)
             self.provenance = self.provenance | there
             _write(self.folder / "provenance.json", self.provenance)
 
