@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+_PARTS = "value", "low", "high"
 MARKS = "<!-- results -->\n", "<!-- end of results -->"
 
 
@@ -49,8 +50,9 @@ def _cell(row: dict) -> str:
     verdict = "holds" if row["holds"] else "**does not hold**"
     if row["value"] is None:
         return "not measured"
-    interval = "" if row["low"] is None or row["high"] is None else f" ({row['low']:.3g} to {row['high']:.3g})"
-    return f"{row['value']:.3g}{interval}, {verdict}"
+    value, low, high = (None if row[part] is None else f"{round(row[part], 3) + 0.0:.3g}" for part in _PARTS)
+    interval = f" ({low} to {high})" if low and high else ""
+    return f"{value}{interval}, {verdict}"
 
 
 def _link(id: str) -> str:
