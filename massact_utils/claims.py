@@ -50,9 +50,13 @@ def _cell(row: dict) -> str:
     verdict = "holds" if row["holds"] else "**does not hold**"
     if row["value"] is None:
         return "not measured"
-    value, low, high = (None if row[part] is None else f"{round(row[part], 3) + 0.0:.3g}" for part in _PARTS)
-    interval = f" ({low} to {high})" if low and high else ""
+    value, low, high = (_number(row[part]) for part in _PARTS)
+    interval = "" if row["low"] is None or row["high"] is None else f" ({low} to {high})"
     return f"{value}{interval}, {verdict}"
+
+
+def _number(x: float | None) -> str:
+    return f"{x if x and abs(x) > 1e-9 else 0:.3g}"  # rounding left -0 and 1e-17
 
 
 def _link(id: str) -> str:
