@@ -199,8 +199,7 @@ class Run:
                 if wait and len(done) < len(batches):
                     bar.set_description("waiting for another process")
                 for batch in [batch for batch in batches if batch.index not in done]:
-                    lock = self.parts / f".{batch.name}-{batch.index:05d}.lock"
-                    with _claimed(lock, wait) as mine:
+                    with _claimed(self._lock(batch), wait) as mine:
                         if not mine:
                             continue
                         if not self._reads(batch, aside=True):
@@ -209,6 +208,9 @@ class Run:
                             yield batch
                         done.add(batch.index)
                         bar.update(len(batch))
+
+    def _lock(self, batch: Batch) -> Path:
+        return self.parts / f".{batch.name}-{batch.index:05d}.lock"
 
     def add(self, batch: Batch, result) -> None:
         """Put a batch's result on disk, a DataFrame (Parquet) or a Dataset with dim "image" (NetCDF), and so be done.
