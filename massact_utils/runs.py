@@ -193,6 +193,10 @@ class Run:
     def _claim(self, batches):
         """Yield those that are not on disk and that nobody else holds; then wait for the rest."""
         done = {batch.index for batch in batches if self._reads(batch)}
+        for lock in (self._lock(batch) for batch in batches if batch.index in done):
+            if lock.exists():  # its process was killed after the part was written
+                with _claimed(lock, wait=False):
+                    pass
         total, before = sum(map(len, batches)), sum(len(batch) for batch in batches if batch.index in done)
         with tqdm(total=total, initial=before, unit="prompt", leave=False, disable=not _watched()) as bar:
             for wait in (False, True):

@@ -98,21 +98,27 @@ def test_kill_9_at_ten_random_moments(tmp_path):
     check(out, log, faults=10, size=1)  # a kill between a part and its line in the log leaves no line, never two
 
 
-def test_kill_9_while_a_part_is_written(tmp_path, monkeypatch):
-    """At the worst moment: everything is written and nothing is renamed yet."""
+@pytest.mark.parametrize("renamed", [False, True])
+def test_kill_9_while_a_part_is_written(tmp_path, monkeypatch, renamed):
+    """At the worst moments: everything is written, and nothing is renamed yet or the lock is still there."""
     out, replace = tmp_path / "out", os.replace
 
     def die(source, target):
+        if renamed:
+            replace(source, target)
         if "part-00003" in str(target):
             os.kill(os.getpid(), signal.SIGKILL)
-        replace(source, target)
+        if not renamed:
+            replace(source, target)
 
     monkeypatch.setattr(os, "replace", die)
     process = start(out, tmp_path / "log")
     process.join()
     monkeypatch.undo()
     assert process.exitcode == -signal.SIGKILL
-    assert [path for path in (out / "parts").iterdir() if "unfinished" in path.name]
+    left = {path.name for path in (out / "parts").iterdir()}
+    assert ".part-00003.lock" in left and ("part-00003.parquet" in left) == renamed
+    assert any("unfinished" in name for name in left) != renamed
     work(out, tmp_path / "log")
     check(out, tmp_path / "log")
 
