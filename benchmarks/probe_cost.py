@@ -4,13 +4,14 @@
     python benchmarks/probe_cost.py --klein             # a GPU: FLUX.2-klein-4B's real size, random weights, bfloat16
 
 A method's time is a ratio to plain forwards of the same round, the order drawn anew in every round; the table gives
-median and quartiles over rounds. Memory is the peak of a process of its own (on a GPU: the allocator's peak), less
-plain's. Writes probe_cost.parquet, probe_cost.png and the table in README.md, all beside this file.
+median and quartiles over rounds. Memory is the peak of a process of its own (on a GPU: the allocator's peak) after
+loading and a warm-up, less plain's. Writes probe_cost.parquet, probe_cost.png and the table in README.md, beside this
+file.
 """
 
 import argparse
 import platform
-import resource
+import re
 import subprocess
 import sys
 import time
@@ -148,13 +149,18 @@ def times(size, device, rounds) -> pd.DataFrame:
 
 
 def peak(size, device, method) -> float:
-    """Peak MiB of one method, in this process."""
+    """Peak MiB of one method in this process, once plain forwards have run in it. On a CPU this needs Linux' /proc."""
     width, tokens, dual, single = size
     model, calls = new_transformer(width, dual, single, device), inputs(width, tokens, device)
-    methods(width)[method](model, calls)
+    ways = methods(width)
+    ways["plain"](model, calls)
     if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        ways[method](model, calls)
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    ways[method](model, calls)
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def hardware(device) -> str:
@@ -169,17 +175,20 @@ def hardware(device) -> str:
 def report(table, device, rounds):
     """Parquet, figure, and the table in README.md."""
     table.to_parquet(HERE / "probe_cost.parquet", index=False)
-    fig, ax = plt.subplots(figsize=(8, 4), layout="constrained")
-    for name, part in table[table.method != "plain"].groupby("method", sort=False):
-        ax.plot(part["size"], part.ratio, marker="o", label=name)
-        ax.fill_between(part["size"], part.low, part.high, alpha=0.15)
-    ax.axhline(1.03, color="black", lw=0.8, ls=":")
-    ax.set(
-        ylabel="time / plain forward",
-        yscale="log",
-        title="Cost of looking at every block and step (dotted: goal, 1.03)",
-    )
-    ax.legend(fontsize="small", frameon=False)
+    labels, looks = table["size"].unique(), table.method[table.method != "plain"].unique()
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for i, name in enumerate(looks):
+        part, x = table[table.method == name], np.arange(len(labels)) + 0.13 * (i - (len(looks) - 1) / 2)
+        spread = abs(part[["low", "high"]].sub(part.ratio, axis=0)).values.T
+        axes[0].errorbar(x, part.ratio, spread, fmt="o", capsize=2, label=name)
+        axes[1].bar(x, part.extra_mib, 0.12)
+    axes[0].axhline(1, color="black", lw=0.8)
+    axes[0].axhline(1.03, color="black", lw=0.8, ls=":", label="goal of ChannelStats, 1.03")
+    axes[0].set(ylabel="time / plain forward", title="Time: median and quartiles of the rounds")
+    axes[1].set(ylabel="MiB", title="Peak memory beside plain forwards", yscale="symlog")
+    for ax in axes:
+        ax.set(xlabel="width x image tokens", xticks=range(len(labels)), xticklabels=labels)
+    fig.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small")
     fig.savefig(HERE / "probe_cost.png", dpi=120)
     lines = ["| size | method | time / plain, median (quartiles) | peak memory beside plain |", "|---|---|---|---|"]
     for row in table.itertuples():
@@ -212,7 +221,8 @@ def main():
             name: float(subprocess.run([*command, name], check=True, capture_output=True, text=True).stdout.split()[-1])
             for name in methods(size[0])
         }
-        for name, part in measured.groupby("method", sort=False):
+        for name in methods(size[0]):
+            part = measured[measured.method == name]
             low, median, high = part.ratio.quantile([0.25, 0.5, 0.75])
             rows.append({"size": f"{size[0]} x {size[1]}", "method": name, "ratio": median, "low": low, "high": high})
             rows[-1] |= {

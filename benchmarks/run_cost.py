@@ -27,7 +27,7 @@ PARAMETERS = 'n_prompts: int = 200  # prompts\nsteps: int = 4  # denoising steps
 LOOP = """
 import massact_utils as mu
 pipe = mu.load("toy", device="cpu")
-run = mu.Run(out_dir, mu.runs.parameters(globals()), pipe=pipe)
+run = mu.Run(out_dir, mu.parameters.read(globals()), pipe=pipe)
 for batch in run.pending(mu.prompts.read("toyworld", n_prompts), 8):
     with mu.attach(pipe, mu.ChannelStats()) as stats:
         mu.generate(pipe, batch.prompts, seeds=batch.seeds, num_inference_steps=steps)

@@ -1,4 +1,4 @@
-"""What a notebook was asked to run, and its results on disk: whole batches, each done once, whatever happens between.
+"""Results on disk: whole batches, each done once, whatever happens between.
 
 run = mu.Run(out_dir, parameters, pipe=pipe)
 for batch in run.pending(prompts, size=4):  # only what is not on disk yet
@@ -7,14 +7,12 @@ for batch in run.pending(prompts, size=4):  # only what is not on disk yet
 table = run.results()  # all batches, in order
 """
 
-import ast
 import json
 import math
 import os
 import re
 import sys
 import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,62 +21,9 @@ import xarray as xr
 from accelerate.utils.memory import find_executable_batch_size, should_reduce_batch_size
 from tqdm.auto import tqdm
 
-from . import provenance
+from . import provenance, storage
 
 ROOT = Path(__file__).resolve().parents[1]
-SUFFIXES = (".parquet", ".nc")
-HELD = {}  # lock file -> its descriptor, for the batches this process has claimed
-
-
-def declared(source: str) -> list[str]:
-    """The parameters a cell declares: the names of its annotated assignments, in order.
-
-    >>> declared("k: int = 12  # channels kept\\nwidth = 3")
-    ['k']
-    """
-    return [
-        node.target.id
-        for node in _statements(source)
-        if isinstance(node, ast.AnnAssign) and node.value and isinstance(node.target, ast.Name)
-    ]
-
-
-def parameters(namespace: dict) -> dict:
-    """The notebook's declared parameters and their present values: `parameters(globals())`, after the parameters cell.
-
-    Raises ValueError when papermill injected a name that no executed cell declares (papermill itself
-    only warns and runs on the defaults), RuntimeError outside IPython or before the parameters cell.
-    """
-    if "In" not in namespace:
-        raise RuntimeError("no executed cells (`In`) in this namespace; call parameters(globals()) in a notebook")
-    cells = namespace["In"]
-    recalled = [name for cell in cells for name in declared(cell)]
-    noted = namespace.get("__annotations__", ())  # nbval runs cells that `In` does not recall
-    names = [name for name in dict.fromkeys([*recalled, *noted]) if name in namespace]
-    if not names:
-        raise RuntimeError("no executed cell declares a parameter, as in `k: int = 12`; run the parameters cell first")
-    given = [
-        target.id
-        for cell in cells
-        if cell.startswith("# Parameters\n")  # papermill's first line
-        for node in _statements(cell)
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-    ]
-    unknown = [name for name in given if name not in names]
-    if unknown:
-        raise ValueError(f"unknown parameter {', '.join(unknown)}; this notebook declares: {', '.join(names)}")
-    return {name: namespace[name] for name in names}
-
-
-def check(**ranges) -> None:
-    """Raise ValueError for a parameter outside its range: `check(k=(k, 1, width))`, bounds included.
-
-    >>> check(k=(12, 1, 192))
-    """
-    for name, (value, low, high) in ranges.items():
-        if not low <= value <= high:
-            raise ValueError(f"{name} = {value!r} is not possible; allowed: {low} to {high}")
 
 
 def folder(out_dir: str | None, name: str, parameters: dict | None = None) -> Path:
@@ -146,7 +91,7 @@ class Run:
         self.batches = {}  # name -> how many there are
         self.provenance = provenance.of(parameters, pipe)
         self.parts.mkdir(exist_ok=True)
-        with _locked(self.folder / ".lock"):
+        with storage.locked(self.folder / ".lock"):
             self._hold("parameters.json", provenance.public(parameters))
             there = self._known("provenance.json")
             held = [key for key in ("model", "dtype") if key in there and key in self.provenance]
@@ -155,7 +100,7 @@ class Run:
             if changed and set(self.provenance) <= set(there):
                 warnings.warn(f"{self.folder.name} was begun otherwise: {'; '.join(changed)}", stacklevel=2)
             self.provenance = self.provenance | there
-            _write(self.folder / "provenance.json", self.provenance)
+            storage.write(self.folder / "provenance.json", self.provenance)
 
     @property
     def parts(self) -> Path:
@@ -178,10 +123,10 @@ class Run:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"the name {name!r} of a loop becomes part of file names; take letters, digits, _ . -")
         asked = {"prompts": len(prompts), "of content": provenance.digest(prompts), "in batches of": size}
-        with _locked(self.folder / ".lock"):
+        with storage.locked(self.folder / ".lock"):
             self.provenance = self._known("provenance.json")
             self._refuse(self.provenance.setdefault("prompts", {}).setdefault(name, asked), asked)
-            _write(self.folder / "provenance.json", self.provenance)
+            storage.write(self.folder / "provenance.json", self.provenance)
         indices = [list(range(i, min(i + size, len(prompts)))) for i in range(0, len(prompts), size)]
         self.batches[name] = len(indices)
         batches = [
@@ -195,7 +140,7 @@ class Run:
         done = {batch.index for batch in batches if self._reads(batch)}
         for lock in (self._lock(batch) for batch in batches if batch.index in done):
             if lock.exists():  # its process was killed after the part was written
-                with _claimed(lock, wait=False):
+                with storage.claimed(lock, wait=False):
                     pass
         total, before = sum(map(len, batches)), sum(len(batch) for batch in batches if batch.index in done)
         with tqdm(total=total, initial=before, unit="prompt", leave=False, disable=not _watched()) as bar:
@@ -203,7 +148,7 @@ class Run:
                 if wait and len(done) < len(batches):
                     bar.set_description("waiting for another process")
                 for batch in [batch for batch in batches if batch.index not in done]:
-                    with _claimed(self._lock(batch), wait) as mine:
+                    with storage.claimed(self._lock(batch), wait) as mine:
                         if not mine:
                             continue
                         if not self._reads(batch, aside=True):
@@ -232,14 +177,14 @@ class Run:
         elif not isinstance(result, pd.DataFrame):
             raise TypeError(f"a batch's result is a DataFrame or a Dataset, not {type(result).__name__}")
         suffix = ".parquet" if isinstance(result, pd.DataFrame) else ".nc"
-        _write(self.parts / f"{batch.name}-{batch.index:05d}{suffix}", result)
+        storage.write(self.parts / f"{batch.name}-{batch.index:05d}{suffix}", result)
 
     def results(self, name: str = "part"):
         """All parts that are on disk, in order: one DataFrame, or one Dataset along "image".
 
         Raises Incomplete when batches of other shards are missing, LookupError when there is nothing.
         """
-        paths = [path for path in sorted(self.parts.iterdir()) if path.suffix in SUFFIXES]
+        paths = [path for path in sorted(self.parts.iterdir()) if path.suffix in storage.SUFFIXES]
         paths = [path for path in paths if re.fullmatch(rf"{re.escape(name)}-\d{{5,}}", path.stem)]
         if len(paths) < self.batches.get(name, 0) and self.shard != (1, 1):
             number, of = self.shard
@@ -249,7 +194,7 @@ class Run:
             )
         if not paths:
             raise LookupError(f"no results called {name!r} in {self.folder}; run the loop over run.pending first")
-        return _joined([_open(path) for path in paths])
+        return storage.joined([storage.read(path) for path in paths])
 
     def path(self, name: str) -> Path:
         """A path in the folder, for what the other methods do not write."""
@@ -260,7 +205,7 @@ class Run:
         """Write a DataFrame (Parquet), Dataset or DataArray (NetCDF), figure or image (PNG, or "a.webp")."""
         suffix = {pd.DataFrame: ".parquet", xr.Dataset: ".nc", xr.DataArray: ".nc"}.get(type(thing), ".png")
         path = self.path(name if Path(name).suffix else f"{name}{suffix}")
-        _write(path, thing)
+        storage.write(path, thing)
         return path
 
     def claim(self, id: str, value: float, low: float, high: float, holds: bool, note: str = "") -> None:
@@ -269,9 +214,9 @@ class Run:
         row = {"id": id, **row, "holds": bool(holds), "note": note}
         row |= {"model": self.model, "notebook": id.split(".")[0]}
         path = self.folder / "claims.json"
-        with _locked(self.folder / ".lock"):
+        with storage.locked(self.folder / ".lock"):
             rows = json.loads(path.read_text()) if path.exists() else []
-            _write(path, sorted([old for old in rows if old["id"] != id] + [row], key=lambda row: row["id"]))
+            storage.write(path, sorted([old for old in rows if old["id"] != id] + [row], key=lambda row: row["id"]))
 
     def _known(self, name: str) -> dict:
         path = self.folder / name
@@ -281,7 +226,7 @@ class Run:
         """Write a file of the folder that is to stay the same, or compare with the one there."""
         there = self._known(name)
         self._refuse(there or here, here)
-        _write(self.folder / name, here)
+        storage.write(self.folder / name, here)
 
     def _refuse(self, there: dict, here: dict) -> None:
         """Raise ValueError, with the differences, when the folder holds other results."""
@@ -295,7 +240,7 @@ class Run:
         """function(batch); after out of memory, the results of its halves, quarters, … joined."""
 
         def attempt(size):
-            return _joined([function(piece) for piece in batch.split(size)])
+            return storage.joined([function(piece) for piece in batch.split(size)])
 
         def half():
             self.most = (self.most or len(batch)) // 2 or None  # None: not even one fits
@@ -314,10 +259,10 @@ class Run:
 
     def _reads(self, batch: Batch, aside: bool = False) -> bool:
         """Whether a batch's part is there and reads; one that does not is set `aside` by who holds the batch."""
-        for path in (self.parts / f"{batch.name}-{batch.index:05d}{suffix}" for suffix in SUFFIXES):
+        for path in (self.parts / f"{batch.name}-{batch.index:05d}{suffix}" for suffix in storage.SUFFIXES):
             if path.exists():
                 try:
-                    _open(path)
+                    storage.read(path)
                     return True
                 except Exception as error:  # whatever Arrow or SciPy make of a broken file
                     if aside:
@@ -343,96 +288,10 @@ def progress(out_dir) -> tuple[int, int]:
     """Batches on disk in a run's folder, and batches of all the loops that were begun there."""
     path = Path(out_dir, "provenance.json")
     loops = json.loads(path.read_text()).get("prompts", {}) if path.exists() else {}
-    done = [part for part in path.with_name("parts").glob("*") if part.suffix in SUFFIXES]
+    done = [part for part in path.with_name("parts").glob("*") if part.suffix in storage.SUFFIXES]
     return len(done), sum(-(-loop["prompts"] // loop["in batches of"]) for loop in loops.values())
 
 
 def _watched() -> bool:
     """Whether somebody looks on: at a terminal or in Jupyter, not while a notebook is executed to be kept."""
     return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
-
-
-def _joined(results: list):
-    if isinstance(results[0], pd.DataFrame):
-        return pd.concat(results, ignore_index=True)
-    if len(results) == 1:
-        return results[0].load()
-    return xr.concat(results, "image", data_vars="minimal", coords="minimal", compat="equals", join="exact").load()
-
-
-def _open(path: Path):
-    """A part; fails for Parquet with wrong checksums, and for NetCDF cut short, which is mapped and not yet read."""
-    if path.suffix == ".parquet":
-        return pd.read_parquet(path, page_checksum_verification=True)
-    return xr.open_dataset(path, engine="scipy")
-
-
-def _write(path: Path, thing) -> None:
-    """Write to a file beside, flush it to the disk, then give it its name."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        if isinstance(thing, pd.DataFrame):
-            thing.to_parquet(beside, write_page_checksum=True)
-        elif isinstance(thing, (xr.Dataset, xr.DataArray)):
-            thing = thing if isinstance(thing, xr.Dataset) else thing.to_dataset(name=thing.name or "values")
-            kinds = {"float16": "float32", "uint8": "int16"}  # NetCDF 3 knows neither
-            wider = {name: kinds.get(str(array.dtype)) for name, array in thing.variables.items()}
-            thing = thing.assign({name: thing[name].astype(kind) for name, kind in wider.items() if kind})
-            thing.to_netcdf(beside, engine="scipy", format="NETCDF3_64BIT")
-        elif hasattr(thing, "savefig"):
-            thing.savefig(beside, dpi=120, format=path.suffix[1:])
-        elif hasattr(thing, "save"):
-            thing.save(beside, format=path.suffix[1:], lossless=True)
-        elif not isinstance(thing, (dict, list)):
-            raise TypeError(f"a {type(thing).__name__} cannot be kept; allowed: tables, datasets, figures and images")
-        else:
-            beside.write_text(json.dumps(thing, indent=1, default=str) + "\n")
-        with open(beside, "rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
-
-
-@contextmanager
-def _claimed(path: Path, wait: bool):
-    """Hold a lock file while the block runs, or yield False when another process has it and `wait` is False."""
-    import fcntl
-
-    path = path.absolute()
-    if path in HELD:  # a loop that was left half-way in this very process
-        os.close(HELD.pop(path)[0])
-    while True:
-        lock = [os.open(path, os.O_RDWR | os.O_CREAT, 0o666)]
-        try:
-            fcntl.flock(lock[0], fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            os.close(lock[0])
-            yield False
-            return
-        if path.exists() and os.path.samestat(os.fstat(lock[0]), path.stat()):
-            break
-        os.close(lock[0])  # its holder finished and took the file away between our opening and locking it
-    HELD[path] = lock
-    try:
-        yield True
-    finally:
-        if HELD.get(path) is lock:
-            path.unlink(missing_ok=True)
-            os.close(HELD.pop(path)[0])
-
-
-@contextmanager
-def _locked(path: Path):
-    with _claimed(path, wait=True):
-        yield
-
-
-def _statements(source: str) -> list[ast.stmt]:
-    try:
-        return ast.parse(source).body
-    except SyntaxError:  # IPython also remembers a cell that did not parse
-        return []

@@ -28,6 +28,7 @@ import pandas as pd
 import torch
 
 from massact_utils import runs
+from massact_utils.parameters import declared
 
 # papermill in a process that the kernel of the operating system kills when the one that started it is gone (Linux)
 PAPERMILL = """
@@ -60,9 +61,8 @@ class Job:
 def declared_by(notebook: Path) -> list[str]:
     """Names declared in the cells tagged `parameters`. papermill's own reader skips `x: int | None = None`."""
     cells = nbformat.read(notebook, as_version=4).cells
-    return [
-        name for cell in cells if "parameters" in cell.metadata.get("tags", []) for name in runs.declared(cell.source)
-    ]
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    return [name for cell in tagged for name in declared(cell.source)]
 
 
 def execute(notebook, folder, parameters, shard="", cwd=".", devices=(), threads=0, quiet=False) -> tuple[int, str]:
@@ -81,12 +81,17 @@ def execute(notebook, folder, parameters, shard="", cwd=".", devices=(), threads
     finished, page, unfinished = (place / f"{name}{end}" for end in (".ipynb", ".html", ".unfinished.ipynb"))
     place.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"MASSACT_SHARD": shard or "1/1"}
+    if cwd != ".":  # on a Dask worker: its nanny sets one thread, and an allocator that makes a CPU 3 times slower
+        import dask
+
+        nanny = dask.config.get("distributed.nanny.pre-spawn-environ")
+        environment = {name: value for name, value in environment.items() if str(nanny.get(name)) != value}
     if devices:
         from distributed import get_worker
 
         environment["CUDA_VISIBLE_DEVICES"] = devices[int(get_worker().name) % len(devices)]
     if threads:
-        environment.setdefault("OMP_NUM_THREADS", str(threads))
+        environment["OMP_NUM_THREADS"] = str(threads)
     flags = [word for pair in parameters for word in ("-p", *pair)] + ["--no-progress-bar"] * quiet
     command = [sys.executable, "-c", PAPERMILL, str(os.getpid()), str(notebook), unfinished, "--cwd", ".", *flags]
     with open(place / f".{name}.lock", "w") as lock:
@@ -272,7 +277,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Dask dashboard: {pool.client.dashboard_link}", flush=True)
         options |= {"cwd": os.getcwd(), "quiet": True}
         if not args.scheduler:
-            options |= {"devices": devices, "threads": max(1, os.cpu_count() // workers)}
+            threads = os.environ.get("OMP_NUM_THREADS") or max(1, os.cpu_count() // workers)
+            options |= {"devices": devices, "threads": threads}
     else:
         alone = ThreadPoolExecutor(1)
         pool, options["quiet"] = (lambda: alone), args.shards > 1

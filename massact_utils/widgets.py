@@ -1,10 +1,12 @@
 """Explorers: controls and a picture that follows them. A static figure stands beside each, for pages without widgets.
 
-`atlas`, `masks` and `gallery` draw from saved results and need no model; `disruption` and `transport` generate live.
+`atlas`, `masks` and `gallery` draw from saved results and need no model, and `saved` opens the one that a folder of
+results holds; `disruption` and `transport` generate live.
 """
 
 import io
 from functools import cache
+from pathlib import Path
 
 import ipywidgets
 import numpy as np
@@ -12,20 +14,35 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from . import models, spatial
+from . import models, spatial, storage
 from .channels import select_channels
 from .disruption import Disrupt
 from .probes import attach
 from .transport import Transport
 
 LOOK = dict(layout=ipywidgets.Layout(width="420px"), style={"description_width": "120px"})
+MEANING = {  # of controls, shown beside the pointer
+    "image": "which of the recorded images",
+    "layer": "transformer block, in the order of depth",
+    "step": "denoising step, from noise to image",
+    "place": "place in the order of size; 0 is the largest channel",
+    "k": "how many channels",
+    "which": "which channels: the largest, as many random ones, or the smallest",
+    "strength": "0 changes nothing, 1 all",
+    "layers": "from which transformer block to which",
+    "steps": "from which denoising step to which",
+    "source": "the prompt whose channels are taken",
+    "target": "the prompt of the picture they are put into",
+    "under_a_mask": "only at the tokens of the two subjects, or everywhere",
+}
 
 
 def explorer(draw, **controls):
     """Controls above one picture: draw(**values) gives the matplotlib figure or PIL image for their values.
 
     A control is a (low, high) pair for a whole number, a list of choices, a bool, or an ipywidgets widget. A picture is
-    drawn when a control is let go; moved meanwhile, only the last place counts. What `draw` raises is shown in words.
+    drawn when a control is let go; moved meanwhile, only the last place counts. What `draw` raises is shown in words;
+    interrupting the kernel stops a picture that takes long.
     """
     widgets = {name: _control(name, spec) for name, spec in controls.items()}
     picture, note = ipywidgets.Image(format="png"), ipywidgets.HTML()
@@ -35,7 +52,7 @@ def explorer(draw, **controls):
         try:
             picture.value = _png(draw(**{name: widget.value for name, widget in widgets.items()}))
             note.value = ""
-        except Exception as error:  # the reader sees why, and the controls stay alive
+        except (Exception, KeyboardInterrupt) as error:  # the reader sees why, and the controls stay alive
             note.value = f"{type(error).__name__}: {error}"
 
     for widget in widgets.values():
@@ -99,9 +116,28 @@ def gallery(pictures: dict, names):
         key = tuple(chosen.values())
         if key not in pictures:
             raise KeyError(f"no picture was saved for {key}")
-        return pictures[key]
+        return _beside(pictures[key])
 
     return explorer(draw, **dict(zip(names, columns, strict=True)))
+
+
+def saved(folder):
+    """The explorer of a notebook's results, from their folder alone: no model is loaded.
+
+    In folder/explorer stand either images.nc (`picture`, with `mean_abs` for `atlas` or `subject` for `masks`) and
+    record.safetensors, or pictures named as in "which=top,k=4.webp" for `gallery`. Else raises FileNotFoundError.
+    """
+    path = Path(folder, "explorer")
+    if (path / "images.nc").exists():
+        data, record = storage.read(path / "images.nc").load(), spatial.Record.load(path / "record.safetensors")
+        images = [Image.fromarray(picture) for picture in data.picture.values.astype(np.uint8)]
+        return masks(record, images, data.subject.values > 0.5) if "subject" in data else atlas(data, record, images)
+    told = {file: dict(pair.split("=") for pair in file.stem.split(",")) for file in path.glob("*=*.webp")}
+    if not told:
+        raise FileNotFoundError(f"no explorer in {path}: neither images.nc nor pictures named as in 'k=4.webp'")
+    files = sorted(told, key=lambda file: [_rank(value) for value in told[file].values()])
+    pictures = {tuple(told[file].values()): Image.open(file).convert("RGB") for file in files}
+    return gallery(pictures, next(iter(told.values())))
 
 
 def disruption(pipe, scores, prompt: str, *, seed: int = 0, **call):
@@ -168,8 +204,14 @@ def _control(name: str, spec) -> ipywidgets.Widget:
     for trait, value in dict(LOOK, description=name.replace("_", " "), continuous_update=False).items():
         if spec.has_trait(trait):
             setattr(spec, trait, value)
-    spec.tooltip = spec.tooltip or f"{spec.description}: arrow keys move it, the picture follows"
+    tip = "tooltip" if spec.has_trait("tooltip") else "description_tooltip"  # its name before ipywidgets 8
+    setattr(spec, tip, f"{MEANING.get(name, spec.description)}; with the keyboard: arrow keys, space for a tick")
     return spec
+
+
+def _rank(value: str) -> tuple:
+    """For sorting: numbers by size, then words."""
+    return (0, float(value), "") if value.replace(".", "", 1).isdigit() else (1, 0.0, value)
 
 
 def _whole(low: int, high: int, value: int | None = None) -> ipywidgets.IntSlider:

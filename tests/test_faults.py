@@ -21,7 +21,7 @@ import pytest
 import xarray as xr
 
 import massact_utils as mu
-from massact_utils import runs, sweep
+from massact_utils import parameters, runs, storage, sweep
 from test_sweep import GUARD, PARAMETERS, write_notebook
 
 pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
@@ -229,7 +229,7 @@ def find(process, what):
 def parts(out, more_than, patience=600):
     """Wait until more parts than that are on disk; how many."""
     deadline = time.monotonic() + patience
-    while (n := len([p for p in out.glob("parts/*") if p.suffix in runs.SUFFIXES])) <= more_than:
+    while (n := len([p for p in out.glob("parts/*") if p.suffix in storage.SUFFIXES])) <= more_than:
         assert time.monotonic() < deadline, f"{n} parts on disk, and no more come"
         time.sleep(0.01)
     return n
@@ -264,7 +264,7 @@ def test_the_toy_model_in_a_notebook_whose_kernel_and_papermill_are_killed(tmp_p
     sweeper.join()
     assert sweeper.exitcode == 0 and (out / "toy.html").exists()
     namespace = {"In": ["", PARAMETERS], "k": 12, "layers": None, "out_dir": str(tmp_path / "undisturbed")}
-    namespace["parameters"] = runs.parameters(namespace)
+    namespace["parameters"] = parameters.read(namespace)
     exec(STATISTICS, namespace)
     disturbed = mu.Run(out, namespace["parameters"]).results()
     xr.testing.assert_identical(disturbed, namespace["run"].results())

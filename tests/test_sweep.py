@@ -9,10 +9,10 @@ import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from massact_utils import runs, sweep
+from massact_utils import parameters, sweep
 
 PARAMETERS = 'k: int = 12  # channels kept\nlayers: list[int] | None = None  # all\nout_dir: str = "out"  # results'
-GUARD = "from massact_utils import runs\nparameters = runs.parameters(globals())"
+GUARD = "import massact_utils as mu\nparameters = mu.parameters.read(globals())"
 RESULT = 'import json, pathlib\npathlib.Path(out_dir, "result.json").write_text(json.dumps(parameters))'
 
 
@@ -95,20 +95,20 @@ def test_bad_input_starts_nothing(folder, capsys, words, complaint):
 
 def test_parameters_are_the_declared_names_with_their_present_values():
     cells = ["", "import numpy", "k: int = 12\nseed: int = 0", "# Parameters\nk = 4\n", "def broken(", "width = 3"]
-    assert runs.parameters({"In": cells, "k": 4, "seed": 0, "width": 3}) == {"k": 4, "seed": 0}
+    assert parameters.read({"In": cells, "k": 4, "seed": 0, "width": 3}) == {"k": 4, "seed": 0}
 
 
 def test_an_unknown_parameter_is_named_with_the_declared_ones():
     cells = ["", "k: int = 12\nseed: int = 0", "# Parameters\nkk = 4\nseed = 1"]
     with pytest.raises(ValueError, match=r"unknown parameter kk; this notebook declares: k, seed"):
-        runs.parameters({"In": cells, "k": 12, "kk": 4, "seed": 1})
+        parameters.read({"In": cells, "k": 12, "kk": 4, "seed": 1})
 
 
 def test_parameters_needs_a_notebook_and_a_parameters_cell():
     with pytest.raises(RuntimeError, match=r"in a notebook"):
-        runs.parameters({"k": 12})
+        parameters.read({"k": 12})
     with pytest.raises(RuntimeError, match=r"run the parameters cell first"):
-        runs.parameters({"In": ["", "k = 12"], "k": 12})
+        parameters.read({"In": ["", "k = 12"], "k": 12})
 
 
 def test_papermill_itself_stops_at_a_misspelt_parameter(folder):
@@ -122,7 +122,7 @@ def test_papermill_itself_stops_at_a_misspelt_parameter(folder):
 def test_parameters_where_in_recalls_nothing():
     """nbval runs cells without history; their annotations still stand in the namespace."""
     namespace = {"In": [""], "__annotations__": {"k": int}, "k": 3}
-    assert runs.parameters(namespace) == {"k": 3}
+    assert parameters.read(namespace) == {"k": 3}
 
 
 LOOPS = """import massact_utils as mu

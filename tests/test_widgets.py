@@ -5,6 +5,7 @@ import io
 import ipywidgets
 import numpy as np
 import pytest
+import xarray as xr
 from PIL import Image
 
 import massact_utils as mu
@@ -74,6 +75,45 @@ def test_gallery_needs_no_model():
     controls(box)["k"].value = 2
     controls(box)["channels"].value = "random"
     assert (shown(box) == 40).all()
+
+
+def test_saved_opens_what_a_folder_holds_without_a_model(saved, tmp_path, monkeypatch):
+    stats, record, images = saved
+    run = mu.Run(tmp_path, {})
+    record.save(run.path("explorer/record.safetensors"))
+    pictures = ("image", "y", "x", "rgb"), np.stack([np.asarray(image) for image in images])
+    monkeypatch.setattr(mu.models, "generate", None)
+    run.save("explorer/images", stats[["mean_abs"]].assign(picture=pictures))
+    assert (shown(widgets.saved(tmp_path)) == shown(widgets.atlas(*saved))).all()
+    subject = np.zeros((2, *record.grid), bool)
+    subject[:, 1] = True
+    run.save("explorer/images", xr.Dataset({"picture": pictures, "subject": (("image", "row", "column"), subject)}))
+    assert (shown(widgets.saved(tmp_path)) == shown(widgets.masks(record, images, subject))).all()
+
+
+def test_saved_pictures_are_chosen_by_what_their_names_say(tmp_path):
+    run = mu.Run(tmp_path, {})
+    with pytest.raises(FileNotFoundError, match=r"neither images\.nc nor pictures"):
+        widgets.saved(tmp_path)
+    for k in (12, 2, 32):
+        run.save(f"explorer/which=top,k={k}.webp", Image.new("RGB", (8, 8), (k, k, k)))
+    box = widgets.saved(tmp_path)
+    assert controls(box)["k"].options == ("2", "12", "32")
+    controls(box)["k"].value = "32"
+    assert (shown(box) == 32).all()
+
+
+def test_an_interrupted_picture_leaves_the_controls_alive():
+    def draw(k):
+        if k == 2:
+            raise KeyboardInterrupt
+        return Image.new("RGB", (4, 4))
+
+    box = widgets.explorer(draw, k=(1, 3))
+    controls(box)["k"].value = 2
+    assert "KeyboardInterrupt" in box.children[-2].value
+    controls(box)["k"].value = 3
+    shown(box)
 
 
 def test_disruption_at_no_strength_shows_the_image_twice(klein, saved):
