@@ -5,8 +5,8 @@
 
 A method's time is a ratio to plain forwards of the same round, the order drawn anew in every round; the table gives
 median and quartiles over rounds. Memory is the peak of a process of its own (on a GPU: the allocator's peak) after
-loading and a warm-up, less plain's. Writes probe_cost.parquet, probe_cost.png and the table in README.md, beside this
-file.
+loading and a warm-up, less that of plain forwards before it. Writes probe_cost.parquet, probe_cost.png and the table in
+README.md, beside this file.
 """
 
 import argparse
@@ -148,19 +148,23 @@ def times(size, device, rounds) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def peak(size, device, method) -> float:
-    """Peak MiB of one method in this process, once plain forwards have run in it. On a CPU this needs Linux' /proc."""
+def peaks(size, device, method) -> tuple[float, float]:
+    """Peak MiB of plain forwards and then of a method, in this process, warmed up. On a CPU this needs Linux' /proc."""
     width, tokens, dual, single = size
     model, calls = new_transformer(width, dual, single, device), inputs(width, tokens, device)
     ways = methods(width)
     ways["plain"](model, calls)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        ways[method](model, calls)
-        return torch.cuda.max_memory_allocated() / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
-    ways[method](model, calls)
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+    def peak(way):
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            way(model, calls)
+            return torch.cuda.max_memory_allocated() / 2**20
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        way(model, calls)
+        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+    return peak(ways["plain"]), peak(ways[method])
 
 
 def hardware(device) -> str:
@@ -211,25 +215,19 @@ def main():
     args = parser.parse_args()
     device, sizes = ("cuda", KLEIN) if args.klein else ("cpu", SIZES)
     if args.peak:
-        print(peak((SIZES | KLEIN)[args.peak[0]], device, args.peak[1]))
+        print(*peaks((SIZES | KLEIN)[args.peak[0]], device, args.peak[1]))
         return
     rows = []
     for label, size in sizes.items():
         measured = times(size, device, args.rounds)
         command = [sys.executable, __file__, *(["--klein"] if args.klein else []), "--peak", label]
-        mib = {
-            name: float(subprocess.run([*command, name], check=True, capture_output=True, text=True).stdout.split()[-1])
-            for name in methods(size[0])
-        }
         for name in methods(size[0]):
+            told = subprocess.run([*command, name], check=True, capture_output=True, text=True).stdout.split()[-2:]
+            plain, most = map(float, told)
             part = measured[measured.method == name]
             low, median, high = part.ratio.quantile([0.25, 0.5, 0.75])
             rows.append({"size": f"{size[0]} x {size[1]}", "method": name, "ratio": median, "low": low, "high": high})
-            rows[-1] |= {
-                "seconds": part.seconds.median(),
-                "plain_mib": mib["plain"],
-                "extra_mib": mib[name] - mib["plain"],
-            }
+            rows[-1] |= {"seconds": part.seconds.median(), "plain_mib": plain, "extra_mib": most - plain}
     table = pd.DataFrame(rows).sort_values(["size"], key=lambda s: s.str.split(" x ").str[0].astype(int), kind="stable")
     report(table, device, args.rounds)
     print(table.to_string(index=False))
