@@ -33,6 +33,9 @@ MEANING = {  # of controls, shown beside the pointer
     "steps": "from which denoising step to which",
     "source": "the prompt whose channels are taken",
     "target": "the prompt of the picture they are put into",
+    "pair": "which source and target prompts",
+    "prompt": "which of the prompts",
+    "mode": "what is done to the channels",
     "under_a_mask": "only at the tokens of the two subjects, or everywhere",
 }
 
@@ -58,7 +61,7 @@ def explorer(draw, **controls):
     for widget in widgets.values():
         widget.observe(show, "value")
     show()
-    return ipywidgets.VBox([*widgets.values(), note, picture])
+    return ipywidgets.VBox([*map(_named, widgets.values()), note, picture])
 
 
 def atlas(stats, record, images):
@@ -196,7 +199,7 @@ def transport(pipe, prompts, *, k: int = 24, layer: int = -2, seed: int = 0, **c
 
 def _control(name: str, spec) -> ipywidgets.Widget:
     if isinstance(spec, bool):
-        spec = ipywidgets.Checkbox(spec, indent=True)
+        spec = ipywidgets.Checkbox(spec, indent=False)
     elif isinstance(spec, tuple):
         spec = _whole(*spec)
     elif isinstance(spec, list):
@@ -205,8 +208,18 @@ def _control(name: str, spec) -> ipywidgets.Widget:
         if spec.has_trait(trait):
             setattr(spec, trait, value)
     tip = "tooltip" if spec.has_trait("tooltip") else "description_tooltip"  # its name before ipywidgets 8
-    setattr(spec, tip, f"{MEANING.get(name, spec.description)}; with the keyboard: arrow keys, space for a tick")
+    keys = "space" if isinstance(spec, ipywidgets.Checkbox) else "arrow keys"
+    setattr(spec, tip, f"{spec.description}: {MEANING.get(name, 'changes the picture')}; with the keyboard: {keys}")
     return spec
+
+
+def _named(widget: ipywidgets.Widget) -> ipywidgets.Widget:
+    """A control; a choice or a tick has its name beside it: ipywidgets 8 hides their tooltip behind a description."""
+    if not isinstance(widget, ipywidgets.Dropdown | ipywidgets.Checkbox) or not widget.has_trait("tooltip"):
+        return widget
+    name = ipywidgets.Label(widget.description, layout=dict(width="120px", justify_content="flex-end"))
+    widget.description, widget.layout = "", dict(width="max-content", min_width="292px")
+    return ipywidgets.HBox([name, widget])
 
 
 def _rank(value: str) -> tuple:

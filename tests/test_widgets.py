@@ -25,7 +25,9 @@ def saved(klein):
 
 
 def controls(box):
-    return {child.description: child for child in box.children[:-2]}
+    """{name: control}; a choice or a tick has its name beside it."""
+    rows = [row.children if isinstance(row, ipywidgets.HBox) else (row, row) for row in box.children[:-2]]
+    return {getattr(name, "description", "") or name.value: control for name, control in rows}
 
 
 def shown(box):
