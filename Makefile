@@ -6,8 +6,10 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 CONSTRAINTS ?= constraints.txt
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
+NOTEBOOKS ?= notebooks/*.ipynb
 MODEL ?= flux.2-klein-4b
-N_PROMPTS ?= 8
+# Of toy the notebooks' own numbers, on which their assertions stand.
+N_PROMPTS ?= $(if $(filter toy,$(MODEL)),,8)
 DEVICE ?= cuda
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -20,12 +22,13 @@ help:
 	@echo "make             the environment in .venv; every other target makes it when it is missing or out of date"
 	@echo "make workbook    execute every notebook into runs/workbook/, with HTML"
 	@echo "make test        unit tests, doctests, and the committed notebooks compared with a fresh run"
-	@echo "make lint        ruff over code and notebooks"
+	@echo "make lint        ruff over code and notebooks, GitHub's schema over the workflows"
 	@echo "make bench       what a probe costs, measured here; quarter of an hour, on a machine with nothing else to do"
 	@echo "make site        the notebooks and the reference of the package as pages: build/site/index.html"
 	@echo "make gpu         every notebook on a real model, into runs/gpu/: MODEL=$(MODEL) N_PROMPTS=$(N_PROMPTS) DEVICE=$(DEVICE)"
 	@echo "make notebooks   execute the notebooks in place, outputs and counts kept, for committing"
 	@echo
+	@echo "NOTEBOOKS='...'          those that workbook and gpu execute (now: $(NOTEBOOKS))"
 	@echo "PYTHON=python3.12        the interpreter .venv is made from (3.11 or newer; now: $(PYTHON))"
 	@echo "PIP_FLAGS='...'          more flags for pip install; on Linux without a GPU, torch without its CUDA packages:"
 	@echo "                         make PIP_FLAGS='--extra-index-url $(CPU_WHEELS)'"
@@ -51,7 +54,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 workbook: $(STAMP)
-	$(BIN)/python -m massact_utils.sweep notebooks/*.ipynb --out runs/workbook
+	$(BIN)/python -m massact_utils.sweep $(NOTEBOOKS) --out runs/workbook
 
 # One thread in each of the two workers and their kernels: more would fight over the cores. A folder of results of its own,
 # so that the notebooks compute and do not only draw.
@@ -62,6 +65,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 notebooks: $(STAMP)
 	@rm -rf runs/notebooks
@@ -88,6 +92,6 @@ site: $(STAMP)
 
 # The second run finds the work done: it only reads, draws and checks.
 gpu: $(STAMP)
-	$(if $(filter cpu,$(DEVICE)),CUDA_VISIBLE_DEVICES=) $(BIN)/python -m massact_utils.sweep notebooks/*.ipynb \
-	  --out runs/gpu -p model $(MODEL) -p n_prompts $(N_PROMPTS)
+	$(if $(filter cpu,$(DEVICE)),CUDA_VISIBLE_DEVICES=) $(BIN)/python -m massact_utils.sweep $(NOTEBOOKS) \
+	  --out runs/gpu -p model $(MODEL) $(addprefix -p n_prompts ,$(N_PROMPTS))
 	$(if $(filter cpu,$(DEVICE)),CUDA_VISIBLE_DEVICES=) $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env runs/gpu

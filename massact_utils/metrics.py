@@ -25,13 +25,11 @@ import torch
 from scipy.fft import dctn
 from scipy.stats import bootstrap
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from transformers import (
-    AutoImageProcessor,
-    AutoModel,
-    AutoTokenizer,
-    SegformerForSemanticSegmentation,
-    SegformerImageProcessorPil,
-)
+from transformers import AutoModel, AutoTokenizer, SegformerForSemanticSegmentation
+
+# By their modules: from the top, transformers 5.15 gives them only where torchvision is.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from . import toyworld
 from .models import _quiet

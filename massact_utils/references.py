@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForImageSegmentation,
     AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # by its module, as in metrics
 
 from . import metrics
 

@@ -209,7 +209,7 @@ class Cluster:
 
 def plan(parser, args) -> list[Job]:
     """Every notebook at every point of the grid, checked before anything starts."""
-    jobs, taken = [], {name for name, _ in args.p}
+    jobs, taken, names = [], {name for name, _ in args.p}, {}
     for name, _ in args.grid:
         if name in taken:
             parser.error(f"{name} is given twice")
@@ -218,21 +218,26 @@ def plan(parser, args) -> list[Job]:
         if not notebook.is_file():
             parser.error(f"{notebook}: no such notebook")
         try:
-            names = declared_by(notebook)
+            names[notebook] = declared_by(notebook)
         except Exception as error:  # whatever nbformat makes of a file that is not a notebook
             parser.error(f"{notebook}: not a readable notebook ({error})")
-        for name, _ in args.p + args.grid:
-            if name in ("out_dir", "shard"):
-                parser.error(f"{name} follows from --out and --shards; leave it away")
-            if name not in names:
-                parser.error(f"{notebook} has no parameter {name}; it has: {', '.join(names) or 'none'}")
+    for name, _ in args.p + args.grid:
+        if name in ("out_dir", "shard"):
+            parser.error(f"{name} follows from --out and --shards; leave it away")
+        without = [notebook for notebook in args.notebooks if name not in names[notebook]]
+        if without and (without == args.notebooks or name in dict(args.grid)):
+            parser.error(f"{without[0]} has no parameter {name}; it has: {', '.join(names[without[0]]) or 'none'}")
+        for notebook in without:
+            print(f"{notebook} has no parameter {name} and runs without it", flush=True)
+    for notebook in args.notebooks:
+        given = [[name, value] for name, value in args.p if name in names[notebook]]
         for point in product(*([[name, value] for value in values.split(",")] for name, values in args.grid)):
             at = ",".join(f"{name}={value}" for name, value in point)
             folder = args.out / notebook.stem / re.sub(r"[^\w.=,+-]", "-", at)
             if any(folder == job.folder for job in jobs):
                 parser.error(f"two notebooks are called {notebook.name}; sweep them into different --out folders")
-            out = [["out_dir", str(folder)]] * ("out_dir" in names)
-            jobs.append(Job(notebook, folder, args.p + list(point) + out, " ".join([str(notebook), at]).strip()))
+            out = [["out_dir", str(folder)]] * ("out_dir" in names[notebook])
+            jobs.append(Job(notebook, folder, given + list(point) + out, " ".join([str(notebook), at]).strip()))
     return jobs
 
 
@@ -242,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("notebooks", nargs="+", type=Path)
     add("--out", required=True, type=Path, help="folder that gets one folder per notebook")
-    add("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
+    add("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter of those that have it")
     add(
         "--grid",
         nargs=2,

@@ -141,7 +141,7 @@ def test_provenance_says_where_results_come_from(tmp_path):
     run = mu.Run(tmp_path, {"seed": 3, "model": "some/model"}, pipe=tiny.klein())
     fill(run)
     found = json.loads((tmp_path / "provenance.json").read_text())
-    assert found["libraries"]["torch"] == torch.__version__ and found["libraries"]["massact"]
+    assert torch.__version__.startswith(found["libraries"]["torch"]) and found["libraries"]["massact"]  # 2.11.0+cu130
     assert found["model"] == {"name": "some/model", "class": "Flux2KleinPipeline", "revision": "unknown"}
     assert (found["device"], found["dtype"], found["seed"]) == ("cpu", "float32", 3)
     assert found["prompts"]["part"]["of content"] == provenance.digest(PROMPTS)

@@ -52,6 +52,15 @@ def test_a_notebook_gets_its_parameters_a_folder_and_a_page(folder, capfd):
     assert "good.ipynb failed: RuntimeError: no such thing" in capfd.readouterr().out
 
 
+def test_a_parameter_goes_to_the_notebooks_that_have_it(folder, capfd):
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=[new_code_cell("print('by itself')")], metadata=kernel), folder / "c.ipynb")
+    notebook = write_notebook(folder / "a.ipynb", "print('k is', k)")
+    assert sweep.main([notebook, "c.ipynb", "--out", "runs", "-p", "k", "3"]) == 0
+    assert "c.ipynb has no parameter k and runs without it" in capfd.readouterr().out
+    assert "k is 3" in (folder / "runs" / "a" / "a.html").read_text()
+
+
 def test_a_killed_kernel_is_a_failure(folder, capfd):
     notebook = write_notebook(folder / "killed.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     assert sweep.main([notebook, "--out", "runs"]) == 1
@@ -77,12 +86,15 @@ def test_a_folder_that_takes_nothing_is_a_failure(folder, capfd):
         (["a.ipynb", "-p", "shard", "1/2"], "shard follows from --out and --shards"),
         (["a.ipynb", "-p", "k", "3", "--grid", "k", "1,2"], "k is given twice"),
         (["a.ipynb", "--grid", "kk", "1,2"], "a.ipynb has no parameter kk"),
+        (["c.ipynb", "a.ipynb", "--grid", "k", "1,2"], "c.ipynb has no parameter k; it has: none"),
+        (["c.ipynb", "a.ipynb", "-p", "kk", "3"], "c.ipynb has no parameter kk; it has: none"),
         (["a.ipynb", "--shards", "0"], "--shards and --workers take 1 or more"),
         (["a.ipynb", "--scheduler", "tcp://127.0.0.1:1", "--workers", "2"], "--scheduler has workers of its own"),
     ],
 )
 def test_bad_input_starts_nothing(folder, capsys, words, complaint):
     write_notebook(folder / "a.ipynb", "k")
+    nbformat.write(new_notebook(), folder / "c.ipynb")
     (folder / "broken.ipynb").write_text("{")
     (folder / "sub").mkdir()
     write_notebook(folder / "sub" / "a.ipynb", "k")
