@@ -61,7 +61,7 @@ def explorer(draw, **controls):
     for widget in widgets.values():
         widget.observe(show, "value")
     show()
-    return ipywidgets.VBox([*map(_named, widgets.values()), note, picture])
+    return ipywidgets.VBox([*map(_row, widgets.values()), note, picture])
 
 
 def atlas(stats, record, images):
@@ -189,7 +189,7 @@ def transport(pipe, prompts, *, k: int = 24, layer: int = -2, seed: int = 0, **c
     return explorer(
         draw,
         source=list(prompts),
-        target=ipywidgets.Dropdown(options=list(prompts), value=prompts[-1]),
+        target=_choice(list(prompts), value=prompts[-1]),
         strength=ipywidgets.FloatSlider(value=1.0, min=0, max=1, step=0.1),
         under_a_mask=True,
         layers=ipywidgets.IntRangeSlider(value=(0, depth - 1), min=0, max=depth - 1),
@@ -203,7 +203,7 @@ def _control(name: str, spec) -> ipywidgets.Widget:
     elif isinstance(spec, tuple):
         spec = _whole(*spec)
     elif isinstance(spec, list):
-        spec = ipywidgets.Dropdown(options=spec)
+        spec = _choice(spec)
     for trait, value in dict(LOOK, description=name.replace("_", " "), continuous_update=False).items():
         if spec.has_trait(trait):
             setattr(spec, trait, value)
@@ -213,13 +213,23 @@ def _control(name: str, spec) -> ipywidgets.Widget:
     return spec
 
 
-def _named(widget: ipywidgets.Widget) -> ipywidgets.Widget:
-    """A control; a choice or a tick has its name beside it: ipywidgets 8 hides their tooltip behind a description."""
-    if not isinstance(widget, ipywidgets.Dropdown | ipywidgets.Checkbox) or not widget.has_trait("tooltip"):
-        return widget
-    name = ipywidgets.Label(widget.description, layout=dict(width="120px", justify_content="flex-end"))
-    widget.description, widget.layout = "", dict(width="max-content", min_width="292px")
-    return ipywidgets.HBox([name, widget])
+def _choice(choices: list, value=None) -> ipywidgets.SelectionSlider:
+    """A slider over a list: a Dropdown that has the focus leaves arrow keys and letters to JupyterLab's cells."""
+    return ipywidgets.SelectionSlider(options=choices, value=choices[0] if value is None else value)
+
+
+def _row(widget: ipywidgets.Widget) -> ipywidgets.Widget:
+    """A control with what stands beside it, where ipywidgets 8 cuts a choice off or hides the tooltip of a tick."""
+    if isinstance(widget, ipywidgets.SelectionSlider):
+        chosen = ipywidgets.Label()
+        ipywidgets.dlink((widget, "value"), (chosen, "value"), str)
+        widget.readout, widget.layout = False, dict(width="338px")
+        return ipywidgets.HBox([widget, chosen])
+    if isinstance(widget, ipywidgets.Checkbox) and widget.has_trait("tooltip"):
+        name = ipywidgets.Label(widget.description, layout=dict(width="120px", justify_content="flex-end"))
+        widget.description, widget.layout = "", dict(width="292px")
+        return ipywidgets.HBox([name, widget])
+    return widget
 
 
 def _rank(value: str) -> tuple:

@@ -25,9 +25,10 @@ def saved(klein):
 
 
 def controls(box):
-    """{name: control}; a choice or a tick has its name beside it."""
-    rows = [row.children if isinstance(row, ipywidgets.HBox) else (row, row) for row in box.children[:-2]]
-    return {getattr(name, "description", "") or name.value: control for name, control in rows}
+    """{name: control}; a tick has its name beside it, a choice what is chosen."""
+    rows = [row.children if isinstance(row, ipywidgets.HBox) else (row,) for row in box.children[:-2]]
+    found = [next(part for part in row if not isinstance(part, ipywidgets.Label)) for row in rows]
+    return {control.description or row[0].value: control for control, row in zip(found, rows, strict=True)}
 
 
 def shown(box):
@@ -39,7 +40,7 @@ def shown(box):
 
 def another(widget):
     """A value the widget does not have now."""
-    if isinstance(widget, ipywidgets.Dropdown):
+    if isinstance(widget, ipywidgets.SelectionSlider):
         return next(value for value in widget.options if value != widget.value)
     if isinstance(widget, ipywidgets.Checkbox):
         return not widget.value
@@ -102,7 +103,7 @@ def test_saved_pictures_are_chosen_by_what_their_names_say(tmp_path):
     box = widgets.saved(tmp_path)
     assert controls(box)["k"].options == ("2", "12", "32")
     controls(box)["k"].value = "32"
-    assert (shown(box) == 32).all()
+    assert (shown(box) == 32).all() and [row.children[1].value for row in box.children[:-2]] == ["top", "32"]
 
 
 def test_an_interrupted_picture_leaves_the_controls_alive():
