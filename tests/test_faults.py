@@ -85,7 +85,7 @@ def kill_after(process, out, seconds):
 def test_kill_9_at_ten_random_moments(tmp_path):
     out, log, moments = tmp_path / "out", tmp_path / "log", random.Random(0)
     for i in range(10):
-        process = start(out, log, pause=0.02, size=1)
+        process = start(out, log, pause=0.1, size=1)
         if i % 4 == 0:  # while it begins
             time.sleep(moments.random() * 0.1)
             process.kill()
@@ -135,7 +135,7 @@ def test_shards_in_any_order_are_the_whole(tmp_path, shards):
 
 def test_six_processes_on_one_folder_three_of_them_killed(tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
-    processes = [start(out, log, pause=0.1, size=1) for _ in range(6)]
+    processes = [start(out, log, pause=0.3, size=1) for _ in range(6)]
     for process in processes[:3]:
         kill_after(process, out, 0)
     for process in processes[3:]:
@@ -165,7 +165,7 @@ def test_a_clock_that_jumps(tmp_path, monkeypatch):
             os.utime(path, (moments.choice([0, 4e9]),) * 2)
 
     for _ in range(5):
-        kill_after(start(out, tmp_path / "log", pause=0.01, between=jump, size=1), out, moments.random() * 0.05)
+        kill_after(start(out, tmp_path / "log", pause=0.1, between=jump, size=1), out, moments.random() * 0.05)
         jump()
     work(out, tmp_path / "log", between=jump, size=1)
     check(out, tmp_path / "log", faults=10, size=1)
