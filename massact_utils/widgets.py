@@ -48,7 +48,8 @@ def explorer(draw, **controls):
     interrupting the kernel stops a picture that takes long.
     """
     widgets = {name: _control(name, spec) for name, spec in controls.items()}
-    picture, note = ipywidgets.Image(format="png"), ipywidgets.HTML()
+    picture = ipywidgets.Image(format="png", layout=dict(align_self="flex-start", max_width="100%"))  # not stretched
+    note = ipywidgets.HTML()
 
     def show(change=None):
         note.value = "drawing ..."
