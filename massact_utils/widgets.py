@@ -6,6 +6,7 @@ results holds; `disruption` and `transport` generate live.
 
 import io
 from functools import cache
+from operator import eq
 from pathlib import Path
 
 import ipywidgets
@@ -113,8 +114,22 @@ def masks(record, images, references=None):
 
 
 def gallery(pictures: dict, names):
-    """Saved pictures by choice: {(value, ...): PIL image}, a control for each name. Needs no model."""
-    columns = [list(dict.fromkeys(values)) for values in zip(*pictures, strict=True)]
+    """Saved pictures by choice: {(value, ...): PIL image}, a control for each name. Needs no model.
+
+    Where a choice has no picture, the other controls move to the most similar one that has.
+    """
+    controls = [_choice(list(dict.fromkeys(values))) for values in zip(*pictures, strict=True)]
+    moving = []
+
+    def settle(change):
+        chosen, place = tuple(control.value for control in controls), controls.index(change.owner)
+        if chosen in pictures or moving:
+            return
+        others = [key for key in pictures if key[place] == change.new]
+        moving.append(place)
+        for control, value in zip(controls, max(others, key=lambda key: sum(map(eq, key, chosen))), strict=True):
+            control.value = value
+        moving.clear()
 
     def draw(**chosen):
         key = tuple(chosen.values())
@@ -122,7 +137,9 @@ def gallery(pictures: dict, names):
             raise KeyError(f"no picture was saved for {key}")
         return _beside(pictures[key])
 
-    return explorer(draw, **dict(zip(names, columns, strict=True)))
+    for control in controls:
+        control.observe(settle, "value")
+    return explorer(draw, **dict(zip(names, controls, strict=True)))
 
 
 def saved(folder):

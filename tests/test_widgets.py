@@ -80,6 +80,15 @@ def test_gallery_needs_no_model():
     assert (shown(box) == 40).all()
 
 
+def test_a_gallery_moves_to_a_picture_that_was_saved():
+    shades = {("top", 1, "zero"): 10, ("top", 2, "zero"): 20, ("top", 2, "mean"): 30, ("untouched", 0, "zero"): 40}
+    pictures = {key: Image.new("RGB", (8, 8), (shade, shade, shade)) for key, shade in shades.items()}
+    box = widgets.gallery(pictures, ("which", "k", "mode"))
+    for name, value, shade in (("mode", "mean", 30), ("which", "untouched", 40), ("k", 1, 10), ("k", 2, 20)):
+        controls(box)[name].value = value
+        assert (shown(box) == shade).all() and controls(box)[name].value == value
+
+
 def test_saved_opens_what_a_folder_holds_without_a_model(saved, tmp_path, monkeypatch):
     stats, record, images = saved
     run = mu.Run(tmp_path, {})
