@@ -57,10 +57,13 @@ workbook: $(STAMP)
 	$(BIN)/python -m massact_utils.sweep $(NOTEBOOKS) --out runs/workbook
 
 # One thread in each of the two workers and their kernels: more would fight over the cores. A folder of results of its own,
-# so that the notebooks compute and do not only draw.
+# so that the notebooks compute and do not only draw. The browser tests come after: their notebooks find these results.
+# A report that PYTEST_ADDOPTS asks for gets a second file; 5: it selects no browser test.
 test: $(STAMP)
-	@set -e; runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; \
-	MASSACT_RUNS="$$runs" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --nbval --nbval-current-env
+	@set -e; runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; export MASSACT_RUNS="$$runs"; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --nbval --nbval-current-env --ignore tests/test_browser.py; \
+	PYTEST_ADDOPTS="$${PYTEST_ADDOPTS//.xml/-browser.xml}" $(BIN)/python -m pytest tests/test_browser.py || [ $$? = 5 ]; \
+	echo "What the browser showed is in build/screenshots"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

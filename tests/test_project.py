@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+REPO = "massact/massact"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 RANGES = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["test"] + EXTRAS["batch"]]
@@ -41,6 +43,30 @@ def test_binder_is_the_root_environment_on_a_cpu():
     assert root == binder
     assert "pip" in root and PROJECT["requires-python"] == ">=3.11" and root["python"] >= "=3.11"
     assert (root_pip, binder_pip) == (["-e ."], ["-e .."])  # pip runs beside the file
+
+
+def test_binder_builds_from_its_folder():
+    """repo2docker, which is what Binder runs, reads the files and writes the Dockerfile; nothing is built."""
+    pytest.importorskip("repo2docker", reason="needs repo2docker: pip install 'massact[test]'")
+    flags = ["--no-build", "--debug", "--user-id", "1000", "--user-name", "jovyan"]
+    made = subprocess.run([sys.executable, "-m", "repo2docker", *flags, str(ROOT)], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    python = conda("binder/environment.yml")[0]["python"].strip("=")
+    for line in ('--file "binder/environment.yml"', "RUN ./binder/postBuild", f"for python={python}"):
+        assert line in made.stdout + made.stderr, f"repo2docker says nothing of {line}"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_opens_itself_in_binder_and_colab(path):
+    text, file = path.read_text(), f"notebooks/{path.name}"
+    assert re.findall(r"mybinder\.org/v2/gh/([^)\s]+)\)", text) == [f"{REPO}/HEAD?urlpath=lab/tree/{file}"]
+    assert re.findall(r"colab\.research\.google\.com/github/([^)\s]+)\)", text) == [f"{REPO}/blob/main/{file}"]
+
+
+def test_the_other_pages_open_notebooks_that_are_there():
+    text = "".join(path.read_text() for path in [ROOT / "README.md", *ROOT.glob("site/*.md")])
+    for file in re.findall(rf"{REPO}/(?:HEAD\?urlpath=lab/tree|blob/main)/([^)\s]+)\)", text):
+        assert (ROOT / file).is_file(), f"no {file}"
 
 
 def test_never_torchvision():

@@ -31,7 +31,9 @@ def missing(path):
         for file in FILE.findall(words):
             if not file.startswith(MADE) and not (ROOT / file).exists():
                 yield f"file {file}"
-        for command in re.findall(r"^\s*make\b.*", step.get("run", ""), re.MULTILINE):
+        commands = step.get("run", "")
+        commands = (ROOT / commands).read_text() if commands == ".ci/run" else commands
+        for command in re.findall(r"^\s*make\b.*", commands, re.MULTILINE):
             for name in re.findall(r"\b([A-Z_]+)=", command):
                 if not re.search(rf"^{name} \?=", makefile, re.MULTILINE):
                     yield f"variable {name} of make"
