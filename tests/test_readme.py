@@ -1,0 +1,203 @@
+"""Every command and every example of the README does what it says.
+
+The commands run as written, in a folder that looks like the repository, with `toy` for models that are downloaded. Its
+notebooks hold the real parameters and little else, to save minutes: what their cells compute is compared by nbval.
+"""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from markdown_it import MarkdownIt
+from nbformat.v4 import new_code_cell
+
+import massact_utils as mu
+from massact_utils import metrics
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = [(token.info, token.content) for token in MarkdownIt().parse(README) if token.type == "fence"]
+COMMANDS = [line.partition("  #")[0].strip() for info, text in BLOCKS if info == "sh" for line in text.splitlines()]
+EXAMPLES = [text for info, text in BLOCKS if info == "python"]
+
+EXPECTED = {  # what a command leaves behind, by its beginning
+    "make workbook": ["runs/workbook/0?_*/0?_*.html"] * 4,
+    "make test": [],
+    ".venv/bin/papermill notebooks/01_statistics.ipynb": ["runs/klein.ipynb"],
+    ".venv/bin/python -m massact_utils.sweep notebooks/*.ipynb": ["runs/klein/0?_*/0?_*.html"] * 4,
+    ".venv/bin/python -m massact_utils.sweep notebooks/01_statistics.ipynb --out runs/scale": [
+        "runs/scale/01_statistics/k=[14]*/01_statistics.html"
+    ]
+    * 2,
+}
+
+
+def opened(path):
+    """A notebook up to the cell that opens its run."""
+    notebook = nbformat.read(path, as_version=4)
+    last = next(i for i, cell in enumerate(notebook.cells) if "mu.Run(" in cell.source and cell.cell_type == "code")
+    notebook.cells = notebook.cells[: last + 1]
+    return notebook
+
+
+def bare(path):
+    """A notebook's parameters, and a cell that prints some of them."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    notebook.cells = [*cells, new_code_cell("print(f'{model = }, {out_dir = }')")]
+    return notebook
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A folder in which the README's commands work and leave the repository alone."""
+    folder = tmp_path_factory.mktemp("massact")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "massact_utils", "tests", "data"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / ".venv").symlink_to(sys.prefix)
+    (folder / "notebooks").mkdir()
+    for path in sorted(ROOT.glob("notebooks/*.ipynb")):
+        nbformat.write(bare(path), folder / "notebooks" / path.name)
+    return folder
+
+
+def run(command, folder, **variables):
+    """Run a command in a folder, its environment taken as made; what it printed."""
+    command = re.sub(r"^make", "make -o .venv/.installed", command).replace("flux.2-klein-4b", "toy")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASSACT_RUNS": str(folder / "runs")} | variables
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def test_every_block_of_the_readme_is_a_command_or_an_example():
+    assert {info for info, _ in BLOCKS} == {"sh", "python"}, "mark a code block as sh or python, and test it here"
+    assert len(EXAMPLES) == 4, "an example was added or taken away: test it here"
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "make test"])
+def test_a_command_of_the_readme(command, repository):
+    (begin,) = [words for words in EXPECTED if command.startswith(words)]
+    run(command, repository)
+    (pattern,) = set(EXPECTED[begin])
+    assert len(list(repository.glob(pattern))) == len(EXPECTED[begin])
+
+
+def test_the_test_command(repository):
+    """`make test` on one short module, without the notebooks."""
+    assert "make test" in COMMANDS
+    told = run("make test", repository, PYTEST_ADDOPTS="--co -q tests/test_prompts.py")
+    assert "tests/test_prompts.py" in told
+
+
+def test_make_gpu_on_the_toy_model(repository):
+    """One notebook, as far as its run: its numbers need minutes."""
+    nbformat.write(opened(ROOT / "notebooks" / "02_disruption.ipynb"), repository / "02_disruption.ipynb")
+    words = "make gpu MODEL=toy DEVICE=cpu NOTEBOOKS=02_disruption.ipynb N_PROMPTS=9"
+    told = run(words, repository, PYTEST_ADDOPTS="-p no:cacheprovider")
+    folder = repository / "runs" / "gpu" / "02_disruption"
+    parameters = json.loads((folder / "parameters.json").read_text())
+    assert (parameters["model"], parameters["n_prompts"]) == ("toy", 9)
+    assert re.search(r"\b\d+ passed", told)
+    assert len(list(repository.rglob("parameters.json"))) == 1, "nbval looked for the results in another folder"
+
+
+def test_the_example_of_probes():
+    (example,) = [text for text in EXAMPLES if "mu.attach" in text]
+    names = {}
+    exec(example, names)
+    change = metrics.psnr(names["broken"], names["images"])[0]
+    assert names["top"].sizes == {"layer": 8, "rank": 12} and change < 20, f"{change} dB: nothing was silenced"
+
+
+def test_the_example_of_reading_results(tmp_path, monkeypatch):
+    (example,) = [text for text in EXAMPLES if "read_parquet" in text]
+    monkeypatch.chdir(tmp_path)
+    results = mu.Run(tmp_path / "runs/workbook/03_spatial_clustering", {"model": "toy"})
+    results.save("gains", pd.DataFrame({"way": ["the recipe"], "mIoU": ["0.40"]}))
+    results.claim("03.top-above-random", 0.4, 0.3, 0.5, True)
+    exec(example, names := {})
+    assert names["claims"].id.tolist() == ["03.top-above-random"]
+    assert (tmp_path / "runs/gains.csv").read_text() == "way,mIoU\nthe recipe,0.40\n"
+
+
+def test_the_slurm_example_makes_this_job_script(tmp_path, monkeypatch):
+    """With an `sbatch` that keeps what it is given, and a port that is free here."""
+    pytest.importorskip("dask_jobqueue")
+    (example,) = [text for text in EXAMPLES if "SLURMCluster" in text]
+    (tmp_path / "sbatch").write_text(f'#!/bin/bash\ncat "$@" >> {tmp_path}/jobs\necho "Submitted batch job 1"\n')
+    (tmp_path / "scancel").write_text("#!/bin/bash\n")
+    for name in ("sbatch", "scancel"):
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    names = {"input": lambda words: names["cluster"].sync(asyncio.sleep, 2) or print(words)}
+    exec(example.replace("8786", "0").replace("scale(jobs=16)", "scale(jobs=2)"), names)
+    names["cluster"].close()
+    script = (tmp_path / "jobs").read_text()
+    assert script.count("#SBATCH --gpus=1") == 2 and "#SBATCH -p gpu" in script and "#SBATCH -t 24:00:00" in script
+    assert re.search(
+        r"cd /shared/massact\n/shared/massact/.venv/bin/python -m distributed.cli.dask_worker tcp://", script
+    )
+    assert "--nthreads 1" in script
+
+
+def test_the_kubernetes_example_asks_for_a_gpu_and_a_shared_folder(monkeypatch):
+    """With stand-ins for the operator's functions, shaped as dask-kubernetes 2026.3 makes them; no cluster is asked."""
+    (example,) = [text for text in EXAMPLES if "KubeCluster" in text]
+    asked = {}
+
+    def make_cluster_spec(name, image, worker_command):
+        container = {"name": "worker", "image": image, "args": worker_command.split(), "resources": None}
+        return {"metadata": {"name": name}, "spec": {"worker": {"replicas": None, "spec": {"containers": [container]}}}}
+
+    class KubeCluster:
+        scheduler_address = "tcp://scheduler:8786"
+
+        def __init__(self, custom_cluster_spec):
+            asked["spec"] = custom_cluster_spec["spec"]["worker"]["spec"]
+
+        def scale(self, n):
+            asked["workers"] = n
+
+    operator = types.ModuleType("dask_kubernetes.operator")
+    operator.KubeCluster, operator.make_cluster_spec = KubeCluster, make_cluster_spec
+    monkeypatch.setitem(sys.modules, "dask_kubernetes", types.ModuleType("dask_kubernetes"))
+    monkeypatch.setitem(sys.modules, "dask_kubernetes.operator", operator)
+    exec(example, {"input": print})
+    (container,), (volume,) = asked["spec"]["containers"], asked["spec"]["volumes"]
+    assert asked["workers"] == 16 and container["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+    assert [mount["name"] for mount in container["volumeMounts"]] == [volume["name"]]
+
+
+HEADLINES = {  # what the three sentences under Results rest on
+    "01.top-k-holds-the-energy": True,
+    "02.top-hurts-more-than-random": True,
+    "02.top-hurts-more-than-bottom": True,
+    "02.top-hurts-more-than-matched": False,
+    "03.top-above-random": True,
+    "03.polarity-loses-the-subject": True,
+    "04.transport-above-matched": True,
+    "04.transport-above-bottom": True,
+    "04.transport-above-latents": False,
+    "04.transport-above-pixels": False,
+}
+
+
+def test_the_headline_findings_are_those_of_the_ledger():
+    rows = json.loads((ROOT / "docs" / "claims.json").read_text())
+    held = {row["id"]: row["holds"] for row in rows if row["model"] == "toy"}
+    assert {id: held[id] for id in HEADLINES} == HEADLINES, "rewrite the sentences above the README's table"
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(((?!http)[^)#]+)", README)
+    assert "docs/results.md" in links and [link for link in links if not (ROOT / link).exists()] == []

@@ -1,0 +1,133 @@
+"""docs/results.md is what the notebooks write: every file, table and column."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+from PIL import Image
+
+import massact_utils as mu
+from massact_utils import metrics, stability, storage, toyworld, transfer
+
+ROOT = Path(__file__).parents[1]
+GUIDE = (ROOT / "docs" / "results.md").read_text()
+SECTIONS = dict(re.findall(r"^## (0\d_\w+)\n(.*?)(?=^## |\Z)", GUIDE, re.MULTILINE | re.DOTALL))
+NOTEBOOKS = sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb"))
+
+
+def columns(section):
+    """The guide's tables: {file: ({columns always there}, {those of toy only})}, `...` for any."""
+    found = {}
+    for heading, table in re.findall(r"^### (.*?)\n(.*?)(?=^### |\Z)", section, re.MULTILINE | re.DOTALL):
+        rows = [re.match(r"\| (.*?) \|", line)[1] for line in table.splitlines() if re.match(r"\| (`|\.\.\.)", line)]
+        always = {name for row in rows if "toy only" not in row for name in re.findall(r"`(.+?)`|(\.\.\.)", row)}
+        toy = {name for row in rows if "toy only" in row for name in re.findall(r"`(.+?)`", row)}
+        for file in re.findall(r"`([\w/]+\.(?:parquet|nc))`", heading):
+            found[file] = {a or b for a, b in always}, toy
+    return found
+
+
+def code(stem):
+    cells = nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4).cells
+    source = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    return re.sub(r"^( *)%.*", r"\1pass", source, flags=re.MULTILINE)
+
+
+def saved(source):
+    """The names under which code saves, as far as they are fixed, and the names of its loops."""
+    names, loops = set(), set()
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        done = ast.unparse(call.func)
+        if done in ("run.save", "run.path"):
+            words = [part.value for part in ast.walk(call.args[0]) if isinstance(part, ast.Constant)]
+            names |= set(words[:1])  # none: a variable, for figures in a loop
+        elif done.endswith(".pending"):
+            given = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg == "name"}
+            loops.add(given.get("name", "part"))
+    return names, loops
+
+
+@pytest.mark.parametrize("stem", NOTEBOOKS)
+def test_every_file_that_a_notebook_saves_is_in_the_guide(stem):
+    names, loops = saved(code(stem))
+    told = set(re.findall(r"`([\w/=.,{} -]+)`", SECTIONS[stem] + GUIDE.partition("## 01")[0]))
+    stems = {re.sub(r"\.\w+$", "", name) for name in told}
+    for name in names:
+        fixed = re.split(r"[{.]", name)[0]
+        assert any(word.startswith(fixed) for word in stems), f"{stem} saves {name}: tell of it in docs/results.md"
+    assert loops == set(re.findall(r"`(\w+)`", re.search(r"Loops: (.*?)\.", SECTIONS[stem])[1]))
+
+
+def folders(stem):
+    """Results of a notebook in this checkout, if it was executed here."""
+    return sorted((ROOT / "runs" / "notebooks" / stem).glob("*/provenance.json"))
+
+
+@pytest.mark.parametrize("stem", NOTEBOOKS)
+def test_results_that_are_here_have_the_columns_of_the_guide(stem):
+    if not folders(stem):
+        pytest.skip("no results of `make notebooks` in this checkout")
+    folder, tables = folders(stem)[-1].parent, columns(SECTIONS[stem])
+    found = {
+        str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in storage.SUFFIXES and "parts" not in p.parts
+    }
+    assert found == set(tables)
+    for file, (always, toy) in tables.items():
+        table = storage.read(folder / file)
+        here = set(table.columns if isinstance(table, pd.DataFrame) else table.variables)
+        assert always - {"..."} <= here and ("..." in always or here <= always | toy), (file, here ^ (always | toy))
+    figures = set(re.findall(r"`(\w+\.png)`", SECTIONS[stem]))
+    assert {path.name for path in folder.glob("*.png")} == figures
+    assert {path.name for path in folder.iterdir() if path.is_dir()} <= {"parts", "explorer", "records", "masks"}
+
+
+def test_tables_that_the_package_makes_have_the_columns_of_the_guide(tmp_path):
+    words = [
+        "a large red star at the left on a blue plain background",
+        "a small green circle at the top on a red plain background",
+    ]
+    pictures, masks = toyworld.render([toyworld.parse(text) for text in words], seed=0)
+    images = [Image.fromarray(picture) for picture in pictures]
+    scores = xr.DataArray(
+        np.random.default_rng(0).random((3, 24)), dims=("layer", "channel"), coords={"layer": range(3)}
+    )
+    always, toy = columns(SECTIONS["02_disruption"])["arms.parquet"]
+    renamed = {"low_error": "layout lost", "high_error": "detail lost"}
+    assert set(metrics.compare(images, images, words, others=words).rename(columns=renamed)) <= always
+    assert set(metrics.attributes_right(images, words)) == toy
+    table = transfer.measure(images, (words, words[::-1]), (images, images[::-1]), masks, others=words, exact=True)
+    assert set(table) | {"name", "pair", "png"} == columns(SECTIONS["04_transport"])["reported.parquet"][0]
+    assert (
+        set(stability.by_layer(scores, 4).assign(kind="dual").reset_index())
+        == columns(SECTIONS["01_statistics"])["layers.parquet"][0]
+    )
+    run = mu.Run(tmp_path, {"model": "toy"})
+    run.claim("03.a", 0.5, 0.4, 0.6, True)
+    row = re.search(r"^\| `claims.json` \| (.*)", GUIDE, re.MULTILINE)[1]
+    assert set(pd.read_json(tmp_path / "claims.json")) == set(re.findall(r"`(\w+)`", row))
+
+
+def test_the_guides_example_reads_results(tmp_path, monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    run = mu.Run(tmp_path / "runs/workbook/03_spatial_clustering", {"model": "toy"})
+    run.claim("03.a", 0.5, 0.4, 0.6, True)
+    (run.folder / "provenance.json").write_text('{"model": {"name": "toy"}}')
+    dims = {"image": [0, 1], "rule": ["heat", "oracle"], "arm": ["top"], "layer": [0, 3], "step": [5]}
+    run.save("overlaps", xr.DataArray(np.ones((2, 2, 1, 2, 1)), dims, name="iou"))
+    run.save("masks/0", Image.fromarray(np.eye(4, dtype=bool)))
+    run.save("gains", pd.DataFrame({"way": ["the recipe"], "mIoU": ["0.40"]}))
+    record = mu.Record(k=2)
+    record(torch.randn(1, 16, 8), mu.Site(3, "blocks.3", "single", 5, 1.0, "cond", (4, 4), range(1), 0))
+    record.save(run.path("records/0.safetensors"))
+    exec(example, names := {})
+    assert names["best"].shape == (2, 1) and names["mask"].size == (4, 4) and names["model"] == {"name": "toy"}
+    assert names["record"]["values.5.3"].shape == (1, 16, 2)
+    assert names["record"]["ids.5.3"].shape == (1, 2)
+    assert Path("gains.csv").read_text() == "way,mIoU\nthe recipe,0.40\n"
