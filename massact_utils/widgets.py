@@ -109,7 +109,7 @@ def masks(record, images, references=None):
 
     most = record[record.steps[0], record.layers[0]][0].shape[1]
     return explorer(
-        draw, image=(0, len(images) - 1), layer=record.layers, step=record.steps, k=_whole(1, most, value=most)
+        draw, image=(0, len(images) - 1), layer=record.layers, step=record.steps, k=_whole(1, most, value=12)
     )
 
 
@@ -239,7 +239,7 @@ def _choice(choices: list, value=None) -> ipywidgets.SelectionSlider:
 def _row(widget: ipywidgets.Widget) -> ipywidgets.Widget:
     """A control with what stands beside it, where ipywidgets 8 cuts a choice off or hides the tooltip of a tick."""
     if isinstance(widget, ipywidgets.SelectionSlider):
-        chosen = ipywidgets.Label()
+        chosen = ipywidgets.Label(layout=dict(margin="0 0 0 12px"))
         ipywidgets.dlink((widget, "value"), (chosen, "value"), str)
         widget.readout, widget.layout = False, dict(width="338px")
         return ipywidgets.HBox([widget, chosen])
