@@ -85,15 +85,17 @@ bench: $(STAMP)
 # The pages are made from a copy, so that links between files are the ones GitHub shows.
 site: $(STAMP)
 	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[site]' | $(QUIETER)
-	rm -rf build/site build/site-source && mkdir -p build/site-source/data/toy build/site-source/benchmarks
+	rm -rf build/site build/site-source && mkdir -p build/site-source/data/toy build/site-source/benchmarks build/site-source/tests
 	cp -r site/* README.md CHANGELOG.md CITATION.cff LICENSE notebooks docs build/site-source
-	for folder in data data/toy benchmarks; do \
+	for folder in data data/toy benchmarks tests; do \
 	  find $$folder -maxdepth 1 \( -name '*.md' -o -name '*.png' -o -name '*.webp' -o -name '*.py' \) -exec cp {} build/site-source/$$folder \; ; done
 	$(BIN)/python -m sphinx -W --keep-going -q build/site-source build/site
 	@echo "Open build/site/index.html"
 
-# The second run finds the work done: it only reads, draws and checks.
+# The second run finds the work done: it only reads, draws and checks. nbval runs a notebook in its own folder, from which the
+# links make runs/gpu the same place.
 gpu: $(STAMP)
 	$(if $(filter cpu,$(DEVICE)),CUDA_VISIBLE_DEVICES=) $(BIN)/python -m massact_utils.sweep $(NOTEBOOKS) \
 	  --out runs/gpu -p model $(MODEL) $(addprefix -p n_prompts ,$(N_PROMPTS))
-	$(if $(filter cpu,$(DEVICE)),CUDA_VISIBLE_DEVICES=) $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env runs/gpu
+	@trap 'rm -f runs/gpu/*/runs' EXIT; for folder in runs/gpu/*; do ln -sfn ../../../runs $$folder/runs; done; \
+	$(if $(filter cpu,$(DEVICE)),CUDA_VISIBLE_DEVICES=) $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env runs/gpu/*/*.ipynb

@@ -1,5 +1,6 @@
 """The site: the committed notebooks with their outputs, and the public names. Built by `make site`."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -24,10 +25,14 @@ html_copy_source = False
 
 
 def setup(app):
-    """Of a module's docstring the first paragraph; what follows is drawn for the terminal."""
+    """Of a module's docstring the first paragraph; what follows is for the terminal. Of all, | and * are plain."""
 
-    def first_paragraph(app, what, name, obj, options, lines):
+    def plain(app, what, name, obj, options, lines):
         if what == "module" and "" in lines:
             del lines[lines.index("") :]
+        for i, line in enumerate(lines):
+            words = line.split("`")  # every second is code
+            words[::2] = [re.sub(r"([|*])", r"\\\1", word) for word in words[::2]]
+            lines[i] = "`".join(words)
 
-    app.connect("autodoc-process-docstring", first_paragraph)
+    app.connect("autodoc-process-docstring", plain)

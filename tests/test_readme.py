@@ -1,6 +1,6 @@
 """Every command and every example of the README does what it says.
 
-The commands run as written, in a folder that looks like the repository, with `toy` for models that are downloaded. Its
+The commands run as written, in a folder that looks like the repository, with `toy` for models that are downloaded. Two
 notebooks hold the real parameters and little else, to save minutes: what their cells compute is compared by nbval.
 """
 
@@ -29,10 +29,10 @@ COMMANDS = [line.partition("  #")[0].strip() for info, text in BLOCKS if info ==
 EXAMPLES = [text for info, text in BLOCKS if info == "python"]
 
 EXPECTED = {  # what a command leaves behind, by its beginning
-    "make workbook": ["runs/workbook/0?_*/0?_*.html"] * 4,
+    "make workbook": ["runs/workbook/0?_*/0?_*.html"] * 2,
     "make test": [],
     ".venv/bin/papermill notebooks/01_statistics.ipynb": ["runs/klein.ipynb"],
-    ".venv/bin/python -m massact_utils.sweep notebooks/*.ipynb": ["runs/klein/0?_*/0?_*.html"] * 4,
+    ".venv/bin/python -m massact_utils.sweep notebooks/*.ipynb": ["runs/klein/0?_*/0?_*.html"] * 2,
     ".venv/bin/python -m massact_utils.sweep notebooks/01_statistics.ipynb --out runs/scale": [
         "runs/scale/01_statistics/k=[14]*/01_statistics.html"
     ]
@@ -64,7 +64,7 @@ def repository(tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "notebooks").mkdir()
-    for path in sorted(ROOT.glob("notebooks/*.ipynb")):
+    for path in sorted(ROOT.glob("notebooks/*.ipynb"))[:2]:
         nbformat.write(bare(path), folder / "notebooks" / path.name)
     return folder
 
