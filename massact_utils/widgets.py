@@ -26,7 +26,7 @@ MEANING = {  # of controls, shown beside the pointer
     "image": "which of the recorded images",
     "layer": "transformer block, in the order of depth",
     "step": "denoising step, from noise to image",
-    "place": "place in the order of size; 0 is the largest channel",
+    "place": "place among the recorded channels; 0 is the largest over all images and steps",
     "k": "how many channels",
     "which": "which channels: the largest, as many random ones, or the smallest",
     "strength": "0 changes nothing, 1 all",
