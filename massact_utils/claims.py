@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-_PARTS = "value", "low", "high"
 MARKS = "<!-- results -->\n", "<!-- end of results -->"
 
 
@@ -50,7 +49,7 @@ def _cell(row: dict) -> str:
     verdict = "holds" if row["holds"] else "**does not hold**"
     if row["value"] is None:
         return "not measured"
-    value, low, high = (_number(row[part]) for part in _PARTS)
+    value, low, high = (_number(row[part]) for part in ("value", "low", "high"))
     interval = "" if row["low"] is None or row["high"] is None else f" ({low} to {high})"
     return f"{value}{interval}, {verdict}"
 
