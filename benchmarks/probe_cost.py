@@ -27,8 +27,8 @@ from diffusers import Flux2Transformer2DModel
 from tqdm import tqdm
 
 import massact_utils as mu
-from massact_utils.disruption import Disrupt
-from massact_utils.spatial import Record
+from massact_utils.probes.disrupt import Disrupt
+from massact_utils.probes.record import Record
 
 HERE = Path(__file__).parent
 STEPS, TEXT = 2, 64

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from massact_utils import storage
+from massact_utils.results import storage
 
 
 def panels(runs):

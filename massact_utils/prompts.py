@@ -11,9 +11,10 @@ import pandas as pd
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from .models import _check_lengths, defaults
+from . import places
+from .models.load import check_lengths, defaults
 
-BUNDLED = Path(__file__).resolve().parents[1] / "data" / "prompts"
+BUNDLED = places.data("prompts")
 COLUMNS = ("prompt", "Prompt", "text", "caption")
 FORMATS = (".txt", ".csv", ".jsonl", ".parquet")
 
@@ -169,7 +170,7 @@ def _text(where: str, row: dict, column: str, pipe) -> str:
         default = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
         limit = defaults(pipe).get("max_sequence_length", getattr(default, "default", None))
         try:
-            _check_lengths(pipe, [text], limit)
+            check_lengths(pipe, [text], limit)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     return text.strip()

@@ -7,7 +7,8 @@ import xarray as xr
 
 import massact_utils as mu
 import tiny
-from massact_utils.channels import _moments
+from massact_utils.probes import channels
+from massact_utils.probes.channels import _moments
 
 PROMPTS = ["a red star", "a blue circle", "a small star"]
 
@@ -187,16 +188,16 @@ def a_table(**statistics):
 def test_scores_part_where_a_channel_changes_its_sign():
     data = a_table(mean_abs=[1.0, 3.0], mean=[-1.0, 0.5], max_abs=[2.0, 2.0], mean_sq=[9.0, 4.0])
     names = "mean_abs", "abs_mean", "mean_sq"
-    largest = {name: int(mu.channels.score(data, name).squeeze().argmax("channel")) for name in names}
+    largest = {name: int(channels.score(data, name).squeeze().argmax("channel")) for name in names}
     assert largest == {"mean_abs": 1, "abs_mean": 0, "mean_sq": 0}
     with pytest.raises(ValueError, match=r"'median' is unknown; allowed: mean_abs, abs_mean"):
-        mu.channels.score(data, "median")
+        channels.score(data, "median")
     with pytest.raises(ValueError, match=r"ChannelStats\(quantile=0.999\)"):
-        mu.channels.score(data, "quantile_abs")
+        channels.score(data, "quantile_abs")
 
 
 def test_gini_is_half_the_relative_mean_difference():
-    found = mu.channels.gini(SCORES)
+    found = channels.gini(SCORES)
     assert found.dims == ("step", "layer")
     x = SCORES.values
     difference = np.abs(x[..., :, None] - x[..., None, :]).mean((-1, -2))
@@ -207,9 +208,9 @@ def test_criteria_find_a_planted_channel_and_no_other():
     rng = np.random.default_rng(0)
     size, peak = rng.uniform(0.9, 1.1, 300), rng.uniform(2, 3, 300)
     size[[4, 9]], peak[[4, 9]] = (7.0, 400.0), (90.0, 2000.0)
-    found = mu.channels.criteria(a_table(mean_abs=size, max_abs=peak), threshold=6)
+    found = channels.criteria(a_table(mean_abs=size, max_abs=peak), threshold=6)
     sets = {str(rule.criterion.item()): np.flatnonzero(rule).tolist() for rule in found}
     assert sets["over 6 x median"] == sets["modified z over 3.5"] == [4, 9]
     assert sets["over 10 x median"] == sets["z over 3"] == sets["2402.17762"] == [9]
-    calm = mu.channels.criteria(a_table(mean_abs=rng.uniform(0.9, 1.1, 300), max_abs=rng.uniform(2, 3, 300)))
+    calm = channels.criteria(a_table(mean_abs=rng.uniform(0.9, 1.1, 300), max_abs=rng.uniform(2, 3, 300)))
     assert not calm.any()

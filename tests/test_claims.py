@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import massact_utils as mu
-from massact_utils import claims
+from massact_utils.results import claims
 
 ROOT = Path(__file__).parents[1]
 

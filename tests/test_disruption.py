@@ -7,7 +7,7 @@ import xarray as xr
 
 import massact_utils as mu
 import tiny
-from massact_utils.disruption import Disrupt, matched_channels, removed
+from massact_utils.probes.disrupt import Disrupt, matched_channels, removed
 
 
 class Here:

@@ -5,7 +5,7 @@ import torch
 
 import massact_utils as mu
 import tiny
-from massact_utils.blocks import transformers_of
+from massact_utils.models.families import transformers_of
 
 
 @pytest.fixture(scope="module", params=tiny.RECIPES, ids=lambda recipe: recipe.__name__)

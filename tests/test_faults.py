@@ -21,7 +21,7 @@ import pytest
 import xarray as xr
 
 import massact_utils as mu
-from massact_utils import parameters, runs, storage, sweep
+from massact_utils.results import parameters, run, storage, sweep
 from test_sweep import GUARD, PARAMETERS, write_notebook
 
 pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
@@ -53,7 +53,7 @@ def start(*args, **more):
 
 
 def expected():
-    batch = runs.Batch("part", 0, list(range(60)), PROMPTS, [7 + i for i in range(60)])
+    batch = run.Batch("part", 0, list(range(60)), PROMPTS, [7 + i for i in range(60)])
     return draw(batch)
 
 

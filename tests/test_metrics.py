@@ -9,19 +9,20 @@ import torch
 from scipy.stats import t
 from transformers import CLIPModel, CLIPProcessor, Dinov2Config, Dinov2Model
 
-from massact_utils import metrics, toyworld
+from massact_utils import places, toyworld
+from massact_utils.measures import evidence, metrics, readout
 
 
 @pytest.fixture(scope="module", params=["test", "held-out"])
 def renders(request):
     scenes = toyworld.sample(128, seed=10**9 + 31, split=request.param)
-    recorded = json.loads((metrics.TOY / "metrics.json").read_text())["renders"][request.param]
+    recorded = json.loads((places.data("toy") / "metrics.json").read_text())["renders"][request.param]
     return recorded, scenes, *toyworld.render(scenes, seed=10**9 + 31)
 
 
 def test_attributes_are_read_as_well_as_the_card_says(renders):
     recorded, scenes, images, _ = renders
-    read = metrics.read_attributes(images)
+    read = readout.read_attributes(images)
     right = (read[list(toyworld.ATTRIBUTES)] == pd.DataFrame(map(vars, scenes))[list(toyworld.ATTRIBUTES)]).mean()
     assert all(right[name] > recorded[name] - 0.06 for name in right.index), right.to_dict()  # 128 images
     assert right.min() > 0.8
@@ -30,25 +31,25 @@ def test_attributes_are_read_as_well_as_the_card_says(renders):
 
 def test_a_batch_is_read_like_its_images(renders):
     _, _, images, _ = renders
-    one_by_one = pd.concat([metrics.read_attributes([image]) for image in images[:4]], ignore_index=True)
-    together = metrics.read_attributes(images[:4])
+    one_by_one = pd.concat([readout.read_attributes([image]) for image in images[:4]], ignore_index=True)
+    together = readout.read_attributes(images[:4])
     assert one_by_one.drop(columns="confidence").equals(together.drop(columns="confidence"))
 
 
 def test_noise_is_read_without_confidence():
     noise = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), dtype=np.uint8)
     images, _ = toyworld.render(toyworld.sample(8, seed=3), seed=3)
-    assert metrics.read_attributes(noise).confidence.mean() < metrics.read_attributes(images).confidence.mean()
+    assert readout.read_attributes(noise).confidence.mean() < readout.read_attributes(images).confidence.mean()
 
 
 def test_subject_masks_agree_with_exact_ones(renders):
     recorded, _, images, masks = renders
-    found = metrics.subject_masks(images)
+    found = readout.subject_masks(images)
     iou = (found & masks).sum((1, 2)) / (found | masks).sum((1, 2))
     assert found.shape == masks.shape and iou.mean() > recorded["segmenter mIoU"] - 0.01 > 0.94
 
 
-@pytest.mark.parametrize("evaluator", [metrics.read_attributes, metrics.subject_masks])
+@pytest.mark.parametrize("evaluator", [readout.read_attributes, readout.subject_masks])
 def test_no_images_is_an_error(evaluator):
     with pytest.raises(ValueError, match="no images"):
         evaluator([])
@@ -57,34 +58,34 @@ def test_no_images_is_an_error(evaluator):
 def test_intervals_agree_with_students_on_normal_values_and_cover_the_truth():
     rng = np.random.default_rng(0)
     a, b = rng.normal(3, 1, 400), rng.normal(1, 1, 400)
-    mean, low, high = metrics.paired_interval(a, b)
+    mean, low, high = evidence.paired_interval(a, b)
     d = a - b
     wanted = t.interval(0.95, len(d) - 1, d.mean(), d.std(ddof=1) / len(d) ** 0.5)
     assert mean == pytest.approx(d.mean()) and (low, high) == pytest.approx(wanted, abs=0.02)
-    inside = [low < 0 < high for _, low, high in (metrics.paired_interval(rng.normal(0, 1, 20)) for _ in range(100))]
+    inside = [low < 0 < high for _, low, high in (evidence.paired_interval(rng.normal(0, 1, 20)) for _ in range(100))]
     assert 86 <= sum(inside) <= 99
 
 
 def test_pairing_cancels_what_a_prompt_does_to_both():
     rng = np.random.default_rng(1)
     prompt, effect = rng.normal(0, 10, 30), rng.normal(1, 0.1, 30)
-    _, low, high = metrics.paired_interval(prompt + effect, prompt)
+    _, low, high = evidence.paired_interval(prompt + effect, prompt)
     assert 0.9 < low < high < 1.1
-    assert metrics.paired_interval(prompt) == metrics.paired_interval(prompt, np.zeros(30))
-    assert metrics.paired_interval(prompt, seed=3) == metrics.paired_interval(prompt, seed=3)
+    assert evidence.paired_interval(prompt) == evidence.paired_interval(prompt, np.zeros(30))
+    assert evidence.paired_interval(prompt, seed=3) == evidence.paired_interval(prompt, seed=3)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("values", [[0.3] * 5, [0.0] * 4, [0.1 + 0.2, 0.3, 0.3], [1e9] * 3])
 def test_equal_differences_have_no_width(values):
-    mean, low, high = metrics.paired_interval(values)
+    mean, low, high = evidence.paired_interval(values)
     assert mean == low == high == pytest.approx(values[0])
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("values", [[0, 1], [0] * 9 + [1], [1] * 7 + [0.999]])
 def test_few_or_lopsided_values_still_have_an_interval(values):
-    mean, low, high = metrics.paired_interval(values)
+    mean, low, high = evidence.paired_interval(values)
     assert min(values) <= low <= mean <= high <= max(values) and low < high
 
 
@@ -99,7 +100,7 @@ def test_few_or_lopsided_values_still_have_an_interval(values):
 )
 def test_values_that_make_no_interval(a, b, named):
     with pytest.raises(ValueError, match=named):
-        metrics.paired_interval(a, b)
+        evidence.paired_interval(a, b)
 
 
 def sample(n=16, seed=5):
@@ -114,8 +115,8 @@ def noise(n, size=96):
 def test_alignment_is_the_cosine_of_the_clip_and_finds_the_prompt():
     images, prompts = sample()
     found = metrics.alignment(images, prompts)
-    model = CLIPModel.from_pretrained(metrics.TOY / "clip", dtype=torch.float32)
-    processor = CLIPProcessor.from_pretrained(metrics.TOY / "clip", backend="pil")
+    model = CLIPModel.from_pretrained(places.data("toy") / "clip", dtype=torch.float32)
+    processor = CLIPProcessor.from_pretrained(places.data("toy") / "clip", backend="pil")
     with torch.no_grad():
         out = model(**processor(images=images, text=prompts, return_tensors="pt"))
     cosines = (out.image_embeds * out.text_embeds).sum(-1)
@@ -190,10 +191,10 @@ def test_collapsed_images():
 
 def test_attributes_that_are_right():
     images, prompts = sample(32)
-    assert metrics.attributes_right(images, prompts).mean().min() > 0.8
+    assert readout.attributes_right(images, prompts).mean().min() > 0.8
     blue = toyworld.parse("a large red star at the left on a blue striped background")
     drawn = list(toyworld.render([blue], seed=0)[0])
-    right = metrics.attributes_right(drawn, ["a large green star at the left on a blue striped background"]).iloc[0]
+    right = readout.attributes_right(drawn, ["a large green star at the left on a blue striped background"]).iloc[0]
     assert not right.colour and right.drop("colour").sum() >= 4
 
 

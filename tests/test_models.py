@@ -10,7 +10,7 @@ from huggingface_hub import errors
 
 import massact_utils as mu
 import tiny
-from massact_utils import models
+from massact_utils.models import load
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +39,15 @@ def test_dtype_by_name(folder):
 
 
 def test_the_embedded_model_is_found_from_any_folder(folder, monkeypatch, tmp_path):
-    monkeypatch.setitem(models.KNOWN, "toy", (folder, tiny.KLEIN))
+    monkeypatch.setitem(load.KNOWN, "toy", (folder, tiny.KLEIN))
     monkeypatch.chdir(tmp_path)
     pipe = mu.load()
     assert mu.generate(pipe, "a red star")[0].size == (24, 16)
-    assert os.path.isabs(models.TOY)
+    assert os.path.isabs(load.TOY)
 
 
 def test_the_embedded_model_missing_says_how_to_make_it(monkeypatch, tmp_path):
-    monkeypatch.setitem(models.KNOWN, "toy", (tmp_path / "none", {}))
+    monkeypatch.setitem(load.KNOWN, "toy", (tmp_path / "none", {}))
     with pytest.raises(FileNotFoundError, match=r"python data/toy/train.py"):
         mu.load("toy")
 
@@ -80,8 +80,8 @@ def test_a_model_the_hub_does_not_hand_over_says_why(monkeypatch, cause, message
         assert options["use_safetensors"] and "trust_remote_code" not in options and options["revision"] == "old"
         raise OSError("cannot load") from cause.__new__(cause)
 
-    monkeypatch.setattr(models.HfApi, "model_info", lambda *args, **options: 1 / 0)
-    monkeypatch.setattr(models.DiffusionPipeline, "from_pretrained", fail)
+    monkeypatch.setattr(load.HfApi, "model_info", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(load.DiffusionPipeline, "from_pretrained", fail)
     with pytest.raises(RuntimeError, match=f"'some/model' was not loaded: .*{message}"):
         mu.load("some/model", revision="old", device="cpu")
 
@@ -91,17 +91,17 @@ def test_the_size_is_told_before_a_download(monkeypatch, capsys, klein):
         SimpleNamespace(rfilename="transformer/a.safetensors", size=8e9),
         SimpleNamespace(rfilename="x.bin", size=9),
     ]
-    monkeypatch.setattr(models.HfApi, "model_info", lambda *args, **options: SimpleNamespace(siblings=files))
-    monkeypatch.setattr(models.DiffusionPipeline, "from_pretrained", lambda name, **options: klein)
+    monkeypatch.setattr(load.HfApi, "model_info", lambda *args, **options: SimpleNamespace(siblings=files))
+    monkeypatch.setattr(load.DiffusionPipeline, "from_pretrained", lambda name, **options: klein)
     mu.load("flux.2-klein-4b", device="cpu")
     assert "FLUX.2-klein-4B: 8.0 GB of weights" in capsys.readouterr().out
 
 
 def test_defaults_of_known_models_are_arguments_of_a_call(klein):
-    for name, (where, call) in models.KNOWN.items():
+    for name, (where, call) in load.KNOWN.items():
         assert {"num_inference_steps", "height", "width"} <= set(call), name
         assert "guidance_scale" in call or "true_cfg_scale" in call, name
-        assert models._resolve(name) == where if name != "toy" else where.is_absolute()
+        assert load._resolve(name) == where if name != "toy" else where.is_absolute()
 
 
 def test_noise_of_a_row_depends_on_its_seed_alone(klein):

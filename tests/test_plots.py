@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from massact_utils import plots
+from massact_utils.show import plots
 
 matplotlib.use("Agg")
 

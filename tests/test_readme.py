@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from nbformat.v4 import new_code_cell
 
 import massact_utils as mu
-from massact_utils import metrics
+from massact_utils.measures import metrics
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from transformers import Mask2FormerImageProcessorPil as Processor
 
-from massact_utils import metrics, references, toyworld
+from massact_utils import places, toyworld
+from massact_utils.measures import readout, references
 
 CODE = """
 import torch
@@ -46,13 +47,13 @@ def foreign(tmp_path):
 
 
 def test_a_folder_serves_like_the_evaluator(scenes):
-    by_name = references.subject_masks(scenes[0], metrics.TOY / "segmenter")
-    assert by_name.dtype == bool and (by_name == metrics.subject_masks(scenes[0])).mean() > 0.999
+    by_name = references.subject_masks(scenes[0], places.data("toy") / "segmenter")
+    assert by_name.dtype == bool and (by_name == readout.subject_masks(scenes[0])).mean() > 0.999
     assert (by_name == references.subject_masks([Image.fromarray(i) for i in scenes[0]], "toy")).mean() > 0.999
 
 
 def test_labels_choose_the_subject(scenes):
-    folder = metrics.TOY / "segmenter"
+    folder = places.data("toy") / "segmenter"
     subject, ground = (references.subject_masks(scenes[0], folder, labels=[x]) for x in ("Subject", "background"))
     assert (subject ^ ground).all()
     with pytest.raises(ValueError, match="no class dog; it has: background, subject"):
@@ -60,7 +61,7 @@ def test_labels_choose_the_subject(scenes):
 
 
 def test_a_model_without_background_needs_labels(scenes, tmp_path):
-    shutil.copytree(metrics.TOY / "segmenter", tmp_path / "s")
+    shutil.copytree(places.data("toy") / "segmenter", tmp_path / "s")
     config = json.loads((tmp_path / "s" / "config.json").read_text())
     names = {"id2label": {"0": "sky", "1": "dog"}, "label2id": {"sky": 0, "dog": 1}}
     (tmp_path / "s" / "config.json").write_text(json.dumps(config | names))
@@ -102,6 +103,6 @@ def test_foreign_code_of_the_hub_has_to_be_pinned(revision, scenes):
 
 def test_what_is_no_segmenter_is_refused(scenes):
     with pytest.raises(ValueError, match="CLIPConfig, not a segmentation model"):
-        references.subject_masks(scenes[0], metrics.TOY / "clip")
+        references.subject_masks(scenes[0], places.data("toy") / "clip")
     with pytest.raises(ValueError, match="no images"):
         references.subject_masks([])

@@ -14,7 +14,9 @@ import xarray as xr
 from PIL import Image
 
 import massact_utils as mu
-from massact_utils import metrics, stability, storage, toyworld, transfer
+from massact_utils import toyworld
+from massact_utils.measures import metrics, readout, stability, transfer
+from massact_utils.results import storage
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "results.md").read_text()
@@ -101,7 +103,7 @@ def test_tables_that_the_package_makes_have_the_columns_of_the_guide(tmp_path):
     always, toy = columns(SECTIONS["02_disruption"])["arms.parquet"]
     renamed = {"low_error": "layout lost", "high_error": "detail lost"}
     assert set(metrics.compare(images, images, words, others=words).rename(columns=renamed)) <= always
-    assert set(metrics.attributes_right(images, words)) == toy
+    assert set(readout.attributes_right(images, words)) == toy
     table = transfer.measure(images, (words, words[::-1]), (images, images[::-1]), masks, others=words, exact=True)
     assert set(table) | {"name", "pair", "png"} == columns(SECTIONS["04_transport"])["reported.parquet"][0]
     assert (

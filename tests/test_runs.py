@@ -16,7 +16,7 @@ from PIL import Image
 
 import massact_utils as mu
 import tiny
-from massact_utils import provenance, runs
+from massact_utils.results import provenance, run
 
 PROMPTS = [f"prompt {i}" for i in range(10)]
 
@@ -118,14 +118,14 @@ def test_another_model_in_the_same_place_is_refused(klein, tmp_path):
     mu.Run(tmp_path / "out", parameters)  # only to draw
     with pytest.raises(ValueError, match=r"dtype = 'float32' there, 'bfloat16' here"):
         mu.Run(tmp_path / "out", parameters, pipe=mu.load(folder, device="cpu", dtype="bfloat16"))
-    default = mu.runs.folder("", "x", parameters)
+    default = mu.results.folder("", "x", parameters)
     pipe = mu.load(folder, device="cpu")
     with torch.no_grad():
         next(pipe.transformer.parameters()).add_(1)
     pipe.save_pretrained(folder)
     with pytest.raises(ValueError, match=r"model.weights = .* there, .* here"):
         mu.Run(tmp_path / "out", parameters, pipe=mu.load(folder, device="cpu"))
-    assert mu.runs.folder("", "x", parameters) != default
+    assert mu.results.folder("", "x", parameters) != default
     written = (tmp_path / "out" / "provenance.json").read_text() + (tmp_path / "out" / "parameters.json").read_text()
     assert str(tmp_path) not in written and "secret" not in written
 
@@ -214,7 +214,7 @@ def test_shards_are_the_whole_whatever_the_order(tmp_path, order):
         run = mu.Run(tmp_path / "shards", {"k": 1, "shard": f"{i}/3"})
         assert fill(run, size=2) == list(range(i - 1, 5, 3))
         if i != order[-1]:
-            with pytest.raises(runs.Incomplete, match=rf"shard {i}/3 is done; . of 5 batches"):
+            with pytest.raises(run.Incomplete, match=rf"shard {i}/3 is done; . of 5 batches"):
                 run.results()
     last = mu.Run(tmp_path / "shards", {"k": 1})
     assert fill(last, size=2) == []
@@ -231,7 +231,7 @@ def test_a_shard_is_told_by_argument_parameter_or_environment(tmp_path, monkeypa
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "a/b", "1/2/3", "-1/3", ""])
 def test_a_shard_that_is_no_share_is_refused(shard):
     with pytest.raises(ValueError, match=r"is no share"):
-        runs.part_of(shard)
+        run.part_of(shard)
 
 
 def test_out_of_memory_halves_the_batch(tmp_path):
@@ -294,12 +294,12 @@ def test_claims_are_rows_replaced_by_their_id(tmp_path):
 
 def test_default_folders_follow_the_parameters(tmp_path, monkeypatch):
     monkeypatch.setenv("MASSACT_RUNS", str(tmp_path))
-    a, b = (mu.runs.folder("", "02_disruption", {"k": k, "out_dir": ""}) for k in (4, 5))
+    a, b = (mu.results.folder("", "02_disruption", {"k": k, "out_dir": ""}) for k in (4, 5))
     assert a != b and a.parent == b.parent == tmp_path / "02_disruption"
-    assert mu.runs.folder("", "02_disruption", {"k": 4, "out_dir": "", "shard": "2/3"}) == a
-    assert mu.runs.folder("", "01_statistics") == tmp_path / "01_statistics"
-    assert mu.runs.folder(str(tmp_path / "x"), "02", {"k": 4}) == tmp_path / "x"
-    with pytest.raises(ValueError, match=r"out_dir is empty; take one from mu.runs.folder"):
+    assert mu.results.folder("", "02_disruption", {"k": 4, "out_dir": "", "shard": "2/3"}) == a
+    assert mu.results.folder("", "01_statistics") == tmp_path / "01_statistics"
+    assert mu.results.folder(str(tmp_path / "x"), "02", {"k": 4}) == tmp_path / "x"
+    with pytest.raises(ValueError, match=r"out_dir is empty; take one from mu.results.folder"):
         mu.Run("", {})
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import xarray as xr
 
-from massact_utils import stability
+from massact_utils.measures import stability
 
 
 def test_overlap_is_the_mean_over_pairs_of_sets():

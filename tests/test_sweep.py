@@ -9,7 +9,7 @@ import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from massact_utils import parameters, sweep
+from massact_utils.results import parameters, sweep
 
 PARAMETERS = 'k: int = 12  # channels kept\nlayers: list[int] | None = None  # all\nout_dir: str = "out"  # results'
 GUARD = "import massact_utils as mu\nparameters = mu.parameters.read(globals())"

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from massact_utils import toyworld, transfer
+from massact_utils import toyworld
+from massact_utils.measures import transfer
 from massact_utils.toyworld import Scene, caption
 
 SOURCE = Scene("large", "red", "circle", "centre", "blue", "plain")

@@ -12,8 +12,8 @@ from PIL import Image
 
 import massact_utils as mu
 import tiny
-from massact_utils.latents import Trajectory, blend, noised
-from massact_utils.transport import masks_of
+from massact_utils.models.latents import Trajectory, blend, noised
+from massact_utils.probes.transport import masks_of
 
 
 def picture(height, width, seed=0):
@@ -184,7 +184,7 @@ def clean_latents(recipe, image):
 
 
 def record_of(recipe, record=None, **more):
-    with mu.attach(recipe.pipe, record or mu.spatial.Record(k=5)) as record:
+    with mu.attach(recipe.pipe, record or mu.Record(k=5)) as record:
         tiny.run(recipe, **more)
     return record
 
@@ -208,7 +208,7 @@ def test_a_source_of_one_image_is_recorded(recipe):
     call = recipe.call([0, 1])
     names = [name for name in call if name.startswith("negative") or name in ("guidance_scale", "true_cfg_scale")]
     call = {name: value for name, value in call.items() if name not in names and name != "output_type"}
-    record = mu.noised_source(recipe.pipe, picture(*size(recipe)), mu.spatial.Record(k=5), seed=[3, 4], **call)
+    record = mu.noised_source(recipe.pipe, picture(*size(recipe)), mu.Record(k=5), seed=[3, 4], **call)
     handle.remove()
     assert len(calls) == 3
     assert record.steps == [0, 1, 2] and record.layers == [block.index for block in mu.blocks(recipe.pipe)]
@@ -254,7 +254,7 @@ def test_bfloat16_trajectories_come_back_bit_for_bit():
     pipe = tiny.klein().to(torch.bfloat16)
     prompts, seeds = ["a red star", "a blue circle"], [0, 1]
     call = tiny.KLEIN | dict(output_type="latent")
-    with mu.attach(pipe, mu.spatial.Record(k=8)) as record:
+    with mu.attach(pipe, mu.Record(k=8)) as record:
         plain = torch.stack(mu.generate(pipe, prompts, seeds=seeds, **call))
     with mu.attach(pipe, mu.Transport(record), branch="cond"):
         assert torch.equal(torch.stack(mu.generate(pipe, prompts, seeds=seeds, **call)), plain)
@@ -268,7 +268,7 @@ class Here:
 
 def by_hand(images=1, grid=(2, 4), width=6, ids=(1, 4), value=10.0):
     """A record of constant values: image i holds value * (i + 1) in its channels."""
-    record = mu.spatial.Record(k=len(ids))
+    record = mu.Record(k=len(ids))
     values = value * torch.arange(1, images + 1)[:, None, None].expand(images, grid[0] * grid[1], len(ids)).float()
     record.sites = {(0, 0, 0): (torch.tensor([ids] * images), values)}
     record.timesteps, record.names, record.grid, record.branch = {0: 1000.0}, {0: Here.name}, grid, "cond"
@@ -322,7 +322,7 @@ def test_reference_tokens_are_left_alone():
 
 def test_a_missing_step_or_layer_is_named():
     pipe, call = tiny.klein(), tiny.KLEIN
-    with mu.attach(pipe, mu.spatial.Record(k=3), layers=[1, 2], steps=[0, 2]) as record:
+    with mu.attach(pipe, mu.Record(k=3), layers=[1, 2], steps=[0, 2]) as record:
         mu.generate(pipe, "a star", **call)
     for where, error, text in (
         (dict(layers=1), ValueError, r"timestep .* \(step 1\) was not recorded; recorded: 1000 \(step 0\), "),
@@ -370,7 +370,7 @@ def test_what_does_not_fit_the_batch_is_refused(images, options, text):
 
 def test_other_models_and_empty_records_are_refused():
     with pytest.raises(ValueError, match="seen no tokens"):
-        mu.Transport(mu.spatial.Record())
+        mu.Transport(mu.Record())
     record = by_hand()
     record.names = {0: "blocks.0"}
     with pytest.raises(ValueError, match="another model"):
@@ -378,7 +378,7 @@ def test_other_models_and_empty_records_are_refused():
 
 
 def test_sources_that_do_not_fit_are_refused():
-    pipe, record, call = tiny.klein(), mu.spatial.Record(k=3), tiny.KLEIN | dict(num_inference_steps=2)
+    pipe, record, call = tiny.klein(), mu.Record(k=3), tiny.KLEIN | dict(num_inference_steps=2)
     image = picture(16, 24)
     with pytest.raises(ValueError, match="2 images do not fit"):
         mu.noised_source(pipe, [image] * 2, record, prompt=["a"] * 3, **call)
@@ -396,9 +396,9 @@ def test_sources_that_do_not_fit_are_refused():
 def test_one_image_under_several_prompts_and_arrays_as_images():
     pipe, call = tiny.klein(), tiny.KLEIN | dict(num_inference_steps=2)
     array = np.asarray(picture(16, 24))
-    one = mu.noised_source(pipe, array, mu.spatial.Record(k=3), prompt=["a star", "a circle"], **call)
+    one = mu.noised_source(pipe, array, mu.Record(k=3), prompt=["a star", "a circle"], **call)
     each = mu.noised_source(
-        pipe, [array, Image.fromarray(array)], mu.spatial.Record(k=3), prompt=["a star", "a circle"], **call
+        pipe, [array, Image.fromarray(array)], mu.Record(k=3), prompt=["a star", "a circle"], **call
     )
     for step, layer in ((0, 0), (1, 2)):
         assert all(map(torch.equal, one[step, layer], each[step, layer]))

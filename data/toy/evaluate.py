@@ -17,7 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 import massact_utils as mu
-from massact_utils import metrics, toyworld
+from massact_utils import toyworld
+from massact_utils.measures import readout
 
 HERE = Path(__file__).parent
 N, SEED = 256, 10**9  # no training stage renders with this seed
@@ -26,7 +27,7 @@ GOALS = {"colour": 0.95, "background": 0.95, "pattern": 0.90, "size": 0.90, "pos
 
 def accuracy(images, scenes) -> dict:
     """Share of images whose attribute is read as the caption says, per attribute, and of images where all six are."""
-    read, truth = metrics.read_attributes(images)[list(GOALS)], pd.DataFrame(map(vars, scenes))[list(GOALS)]
+    read, truth = readout.read_attributes(images)[list(GOALS)], pd.DataFrame(map(vars, scenes))[list(GOALS)]
     right = read == truth
     return right.mean().round(4).to_dict() | {"all six": round(float(right.all(axis=1).mean()), 4)}
 
@@ -35,7 +36,7 @@ def on_renders(split: str) -> dict:
     """The evaluators on fresh renders: accuracy per attribute, and the segmenter's mIoU."""
     scenes = toyworld.sample(1024, seed=SEED, split=split)
     images, masks = toyworld.render(scenes, seed=SEED)
-    found = metrics.subject_masks(images)
+    found = readout.subject_masks(images)
     iou = (found & masks).sum((1, 2)) / (found | masks).sum((1, 2))
     return accuracy(images, scenes) | {"segmenter mIoU": round(float(iou.mean()), 4)}
 

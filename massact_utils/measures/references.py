@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # by its module, as in metrics
 
-from . import metrics
+from . import readout
 
 BACKGROUND = ("background", "void", "unlabeled", "unlabelled")
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in which BiRefNet was trained
@@ -39,7 +39,7 @@ def subject_masks(
     if not images:
         raise ValueError("no images to look for subjects in")
     if model == "toy":
-        return metrics.subject_masks(images)
+        return readout.subject_masks(images)
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network, processor = _load(str(model), revision, trust_remote_code, device)
     wanted = None if processor is None else _wanted(network.config.id2label, labels, model)

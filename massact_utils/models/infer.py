@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from .blocks import UNKNOWN, Family, Layout, Part
 from .calls import bind
+from .families import UNKNOWN, Family, Layout, Part
 
 
 class _Stop(Exception):
@@ -41,7 +41,7 @@ def infer(transformer, args, kwargs) -> Family:
     def refuse(reason):
         return TypeError(
             f"{type(transformer).__name__} is not a known Diffusion Transformer, and cannot be inferred: {reason}; "
-            "add a row for it to FAMILIES in massact_utils/blocks.py"
+            "add a row for it to FAMILIES in massact_utils/models/families.py"
         )
 
     latents = _first(args, kwargs)

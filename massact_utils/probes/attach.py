@@ -14,9 +14,9 @@ from functools import partial
 import torch
 from torch.utils._pytree import tree_leaves
 
-from .blocks import FAMILIES, UNKNOWN, cut, family_of, members, paste, target_tokens, transformers_of
-from .calls import Reader, pick
-from .infer import infer
+from ..models.calls import Reader, pick
+from ..models.families import FAMILIES, UNKNOWN, cut, family_of, members, paste, target_tokens, transformers_of
+from ..models.infer import infer
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from . import models, spatial, storage
-from .channels import select_channels
-from .disruption import Disrupt
-from .probes import attach
-from .transport import Transport
+from ..measures.masks import coverage, iou, token_masks
+from ..models.load import defaults, generate
+from ..probes.attach import attach
+from ..probes.channels import select_channels
+from ..probes.disrupt import Disrupt
+from ..probes.record import Record
+from ..probes.transport import Transport
+from ..results import storage
 
 LOOK = dict(layout=ipywidgets.Layout(width="420px"), style={"description_width": "120px"})
 MEANING = {  # of controls, shown beside the pointer
@@ -95,16 +98,16 @@ def masks(record, images, references=None):
     """The subject by a few channels: heat and mask over the image, and their overlap with a reference (image, H, W)."""
 
     def draw(image, layer, step, k):
-        found, heat = spatial.token_masks(record, layer=layer, step=step, ranks=range(k))
+        found, heat = token_masks(record, layer=layer, step=step, ranks=range(k))
         figure, axes = _axes(3 if references is not None else 2)
         _over(axes[0], images[image], heat[image], "magma")
         axes[0].set_title(f"mean of {k} channels")
         _over(axes[1], images[image], found[image], "gray")
         axes[1].set_title("two clusters")
         if references is not None:
-            cover = spatial.coverage(references[image][None], record.grid)[0]
+            cover = coverage(references[image][None], record.grid)[0]
             _over(axes[2], images[image], cover, "gray")
-            axes[2].set_title(f"reference, IoU {spatial.iou(found[image], cover):.2f}")
+            axes[2].set_title(f"reference, IoU {iou(found[image], cover):.2f}")
         return figure
 
     most = record[record.steps[0], record.layers[0]][0].shape[1]
@@ -150,7 +153,7 @@ def saved(folder):
     """
     path = Path(folder, "explorer")
     if (path / "images.nc").exists():
-        data, record = storage.read(path / "images.nc").load(), spatial.Record.load(path / "record.safetensors")
+        data, record = storage.read(path / "images.nc").load(), Record.load(path / "record.safetensors")
         images = [Image.fromarray(picture) for picture in data.picture.values.astype(np.uint8)]
         return masks(record, images, data.subject.values > 0.5) if "subject" in data else atlas(data, record, images)
     told = {file: dict(pair.split("=") for pair in file.stem.split(",")) for file in path.glob("*=*.webp")}
@@ -163,13 +166,13 @@ def saved(folder):
 
 def disruption(pipe, scores, prompt: str, *, seed: int = 0, **call):
     """Break it yourself: the image untouched and disrupted, live. `scores` (layer, channel) as for select_channels."""
-    intact = models.generate(pipe, prompt, seeds=seed, **call)[0]
+    intact = generate(pipe, prompt, seeds=seed, **call)[0]
     layers, steps = scores.sizes["layer"], _steps(pipe, call)
 
     def draw(k, which, strength, layers, steps):
         probe = Disrupt(select_channels(scores, k, which=which, seed=seed), strength=strength)
         with attach(pipe, probe, layers=_span(layers), steps=_span(steps)):
-            broken = models.generate(pipe, prompt, seeds=seed, **call)[0]
+            broken = generate(pipe, prompt, seeds=seed, **call)[0]
         return _beside(intact, broken)
 
     return explorer(
@@ -188,19 +191,19 @@ def transport(pipe, prompts, *, k: int = 24, layer: int = -2, seed: int = 0, **c
 
     @cache
     def recorded(prompt):
-        record = spatial.Record(k=k)
+        record = Record(k=k)
         with attach(pipe, record):
-            return record, models.generate(pipe, prompt, seeds=seed, **call)[0]
+            return record, generate(pipe, prompt, seeds=seed, **call)[0]
 
     def draw(source, target, strength, under_a_mask, layers, steps):
         (record, given), (other, intact) = recorded(source), recorded(target)
         mask = None
         if under_a_mask:
             where = dict(layer=layer, step=-2 if len(record.steps) > 1 else -1, method="border", scaling="standard")
-            mask = spatial.token_masks(record, **where)[0][0] | spatial.token_masks(other, **where)[0][0]
+            mask = token_masks(record, **where)[0][0] | token_masks(other, **where)[0][0]
         edit, where = Transport(record, strength=strength, mask=mask), dict(layers=_span(layers), steps=_span(steps))
         with attach(pipe, edit, branch="cond", **where):
-            mixed = models.generate(pipe, target, seeds=seed, **call)[0]
+            mixed = generate(pipe, target, seeds=seed, **call)[0]
         return _beside(given, intact, mixed)
 
     depth = len(recorded(prompts[0])[0].layers)
@@ -264,7 +267,7 @@ def _span(ends) -> slice:
 
 
 def _steps(pipe, call) -> int:
-    return (models.defaults(pipe) | call)["num_inference_steps"]
+    return (defaults(pipe) | call)["num_inference_steps"]
 
 
 def _axes(n: int):

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from .blocks import transformers_of
-from .models import KNOWN
+from .. import places
+from ..models.families import transformers_of
+from ..models.load import KNOWN
 
 PACKAGES = ("massact", "torch", "diffusers", "transformers", "accelerate", "numpy", "scipy", "scikit-learn", "pandas")
 UNHELD = ("out_dir", "shard")  # parameters on which no result depends
@@ -114,7 +115,7 @@ def _named(value):
 def _version(package: str) -> str:
     """A package's version; this one's with a digest of its source, which changes between versions."""
     try:
-        source = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+        source = [path.read_text() for path in sorted(places.PACKAGE.rglob("*.py"))]
         return f"{version(package)}+{digest(source)[:8]}" if package == "massact" else version(package)
     except PackageNotFoundError:
         return "not installed"

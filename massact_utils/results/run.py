@@ -21,9 +21,8 @@ import xarray as xr
 from accelerate.utils.memory import find_executable_batch_size, should_reduce_batch_size
 from tqdm.auto import tqdm
 
+from .. import places
 from . import provenance, storage
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def folder(out_dir: str | None, name: str, parameters: dict | None = None) -> Path:
@@ -33,7 +32,7 @@ def folder(out_dir: str | None, name: str, parameters: dict | None = None) -> Pa
     folder; the environment variable MASSACT_RUNS stands in for runs. Raises NotADirectoryError or PermissionError,
     before any work, where nothing can be written.
     """
-    path = Path(out_dir) if out_dir else Path(os.environ.get("MASSACT_RUNS") or ROOT / "runs") / name
+    path = Path(out_dir) if out_dir else places.runs() / name
     if not out_dir and parameters is not None:
         path /= provenance.digest([provenance.public(parameters), provenance.files(parameters)])[:8]
     if path.exists() and not path.is_dir():
@@ -81,7 +80,7 @@ class Run:
 
     def __init__(self, out_dir, parameters: dict, *, pipe=None, shard: str | None = None):
         if not str(out_dir):
-            raise ValueError("out_dir is empty; take one from mu.runs.folder(out_dir, name, parameters)")
+            raise ValueError("out_dir is empty; take one from mu.results.folder(out_dir, name, parameters)")
         self.folder = folder(str(out_dir), "")
         told = [parameters.get("shard"), os.environ.get("MASSACT_SHARD")]
         self.shard = part_of(shard or next((words for words in told if words not in (None, "", "1/1")), "1/1"))

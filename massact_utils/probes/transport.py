@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from . import models
-from .latents import noised
-from .probes import attach
-from .spatial import Record
+from ..models.latents import noised
+from ..models.load import defaults, quietly
+from .attach import attach
+from .record import Record
 
 
 class Transport:
@@ -161,12 +161,12 @@ def noised_source(pipe, image, *probes, prompt="", seed=0, layers=None, steps=No
         raise ValueError(f"{len(images)} images do not fit the prompts or seeds; give one, or one for each image")
     prompts, seeds = ([x] * batch if isinstance(x, (str, int)) else [*x] * (batch // len(x)) for x in (prompt, seed))
     accepted = inspect.signature(type(pipe).__call__).parameters
-    given = {name: value for name, value in models.defaults(pipe).items() if not name.startswith("negative_prompt")}
+    given = {name: value for name, value in defaults(pipe).items() if not name.startswith("negative_prompt")}
     if not pipe.transformer.config.get("guidance_embeds"):  # there guidance is an input of the transformer
         given |= dict(guidance_scale=0.0, true_cfg_scale=0.0)
     given = {name: value for name, value in given.items() if name in accepted} | call
     if "prompt_embeds" not in call:
         given["prompt"] = prompts
     with noised(pipe, images), attach(pipe, *probes, layers=layers, steps=steps) as attached:
-        models.quietly(pipe, seeds, output_type="latent", **given)
+        quietly(pipe, seeds, output_type="latent", **given)
     return attached

@@ -9,7 +9,7 @@ from operator import index
 
 import torch
 
-from .blocks import UNKNOWN, family_of
+from .families import UNKNOWN, family_of
 
 _generations = itertools.count()
 
@@ -133,7 +133,7 @@ class Reader:
                         raise TypeError(
                             f"{type(transformer).__name__} is not a known Diffusion Transformer, and which half of its "
                             "doubled batch is conditional cannot be inferred; generate without guidance, or add a row "
-                            "for it to FAMILIES in massact_utils/blocks.py"
+                            "for it to FAMILIES in massact_utils/models/families.py"
                         )
                     self.twins = total
                     return [(branch, slice(i * n, (i + 1) * n)) for i, branch in enumerate(order[:parts])]

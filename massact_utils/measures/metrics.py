@@ -8,7 +8,6 @@
 | `psnr` of two images | dB, 0 upwards; capped for equal images | by scikit-image |
 | `band_errors`: layout and detail | 0: the same, 1: erased, 1.4: unrelated | relative error in two bands of the DCT |
 | `collapsed` | yes or no | flat, or no closer to its prompt than to others; defined there |
-| `attributes_right` | yes or no, six an image | ToyWorld's CLIP, zero-shot |
 
 An evaluator is "toy", a Hub id or a folder: a CLIP or SigLIP reads text and images, an encoder such as DINOv2 images
 alone. ToyWorld's own, a CLIP and a segmenter that finds the subject, are standard transformers classes under data/toy,
@@ -23,62 +22,29 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.fft import dctn
-from scipy.stats import bootstrap
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from transformers import AutoModel, AutoTokenizer, SegformerForSemanticSegmentation
+from transformers import AutoModel, AutoTokenizer
 
 # By their modules: from the top, transformers 5.15 gives them only where torchvision is.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
-from . import toyworld
-from .models import _quiet
+from .. import places
+from ..models.load import quiet
 
-TOY = Path(__file__).resolve().parents[1] / "data" / "toy"
 BATCH = 64
 
 
-def paired_interval(a, b=None, *, seed: int = 0) -> tuple[float, float, float]:
-    """Mean over prompts of a, or of a - b, with its 95 % bootstrap interval: (prompt,) -> (mean, low, high).
-
-    Prompts are drawn anew with replacement (scipy's BCa bootstrap, Efron 1987), a and b together, so that what a
-    prompt does to both cancels; differences that are all equal have an interval of no width. Raises ValueError for
-    fewer than two prompts, for a and b of unequal length, and for values that are not finite.
-
-    >>> paired_interval([3, 4, 5], [1, 2, 3])
-    (2.0, 2.0, 2.0)
-    """
-    a, b = np.asarray(a, float), np.zeros(np.shape(a)) if b is None else np.asarray(b, float)
-    if a.ndim != 1 or a.shape != b.shape or len(a) < 2:
-        raise ValueError(f"an interval needs one value a prompt, for two prompts or more; got {a.shape} and {b.shape}")
-    difference = a - b
-    if not np.isfinite(difference).all():
-        bad = int((~np.isfinite(difference)).sum())
-        raise ValueError(f"{bad} of {len(a)} values are not finite; leave those prompts out of both")
-    mean = float(difference.mean())
-    if np.ptp(difference) <= 1e-12 * np.abs(difference).max():
-        return mean, mean, mean
-    made = bootstrap((difference,), np.mean, batch=500, random_state=np.random.default_rng(seed))
-    return mean, *map(float, made.confidence_interval)
-
-
-@cache
-def _segmenter(device: str):
-    folder = _folder("segmenter")
-    with _quiet(True):
-        model = SegformerForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-        return model.to(device).eval(), SegformerImageProcessorPil.from_pretrained(folder)
-
-
-def _folder(name: str) -> Path:
-    if not (TOY / name).is_dir():
+def toy(name: str) -> Path:
+    """The folder of a ToyWorld evaluator, "clip" or "segmenter". Raises FileNotFoundError where it is not there."""
+    if not places.data("toy", name).is_dir():
         raise FileNotFoundError(
             f"the ToyWorld {name} is not at data/toy/{name}; make it: python data/toy/train.py {name}"
         )
-    return TOY / name
+    return places.data("toy", name)
 
 
-def _batches(images):
+def batches(images):
+    """Arrays of BATCH images at a time. Raises ValueError for no images."""
     if len(images) == 0:
         raise ValueError("no images to evaluate")
     for i in range(0, len(images), BATCH):
@@ -86,12 +52,12 @@ def _batches(images):
 
 
 @cache
-def _encoder(name: str, device: str):
+def encoder(name: str, device: str):
     """Model, image processor and tokenizer (None where it reads no text) of an evaluator, on a device."""
-    where = _folder("clip") if name == "toy" else name
+    where = toy("clip") if name == "toy" else name
     options = dict(trust_remote_code=False)
     try:
-        with _quiet(Path(where).is_dir()):
+        with quiet(Path(where).is_dir()):
             model = AutoModel.from_pretrained(where, dtype=torch.float32, use_safetensors=True, **options)
             processor = AutoImageProcessor.from_pretrained(where, backend="pil", **options)
             reads = hasattr(model, "get_text_features")
@@ -104,7 +70,7 @@ def _encoder(name: str, device: str):
     return model.to(device).eval(), processor, tokenizer
 
 
-def _device(device) -> str:
+def chosen_device(device) -> str:
     return str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -114,9 +80,9 @@ def image_features(images, *, evaluator: str = "toy", device=None) -> torch.Tens
 
     Raises ValueError for no images, RuntimeError for an evaluator that cannot be loaded.
     """
-    model, processor, _ = _encoder(evaluator, _device(device))
+    model, processor, _ = encoder(evaluator, chosen_device(device))
     features = []
-    for part in _batches(images):
+    for part in batches(images):
         pixels = processor(part, return_tensors="pt")["pixel_values"].to(model.device)
         out = model.get_image_features(pixel_values=pixels) if hasattr(model, "get_image_features") else model(pixels)
         if not isinstance(out, torch.Tensor):
@@ -132,7 +98,7 @@ def text_features(prompts, *, evaluator: str = "toy", device=None) -> torch.Tens
     What is longer than the evaluator's context (77 tokens in CLIP) is cut. Raises ValueError for an evaluator that
     reads no text, RuntimeError for one that cannot be loaded.
     """
-    model, _, tokenizer = _encoder(evaluator, _device(device))
+    model, _, tokenizer = encoder(evaluator, chosen_device(device))
     if tokenizer is None:
         raise ValueError(f"evaluator {evaluator!r} reads images alone; prompt alignment needs a CLIP or SigLIP")
     length = model.config.text_config.max_position_embeddings
@@ -151,7 +117,7 @@ def alignment(images, prompts, *, evaluator: str = "toy", device=None) -> np.nda
     CLIPScore (arXiv 2104.08718) is 2.5 times this, or 0 where it is negative. Raises what `image_features` and
     `text_features` raise, and ValueError for another number of prompts than images.
     """
-    _check_pairs(images, prompts)
+    check_pairs(images, prompts)
     options = dict(evaluator=evaluator, device=device)
     return (image_features(images, **options) * text_features(prompts, **options)).sum(-1).numpy()
 
@@ -161,7 +127,7 @@ def similarity(images, references, *, evaluator: str = "toy", device=None) -> np
 
     With a CLIP it is the CLIP-I score, with a DINO the DINO score, both of DreamBooth (arXiv 2208.12242).
     """
-    _check_pairs(images, references)
+    check_pairs(images, references)
     references = list(references)
     distinct = {id(image): image for image in references}  # arms share a reference
     row = {key: i for i, key in enumerate(distinct)}
@@ -175,7 +141,7 @@ def ssim(images, references) -> np.ndarray:
 
     With the Gaussian window of Wang et al. (2004). Raises ValueError for images of unequal size, or under 11 pixels.
     """
-    _check_pairs(images, references)
+    check_pairs(images, references)
     options = dict(channel_axis=-1, gaussian_weights=True, use_sample_covariance=False, data_range=255)
     return np.array([structural_similarity(*map(np.asarray, pair), **options) for pair in _pairs(images, references)])
 
@@ -186,7 +152,7 @@ def psnr(images, references) -> np.ndarray:
     Equal images, whose ratio is infinite, get that of one value wrong by one: 92.5 dB at 96 x 96. Raises ValueError
     for images of unequal size.
     """
-    _check_pairs(images, references)
+    check_pairs(images, references)
     out = []
     for a, b in _pairs(images, references):
         a, b = np.asarray(a), np.asarray(b)
@@ -204,7 +170,7 @@ def band_errors(images, references, *, cutoff: float = 8) -> tuple[np.ndarray, n
     to 1, so that an image erased is mid-grey; a reference's norm counts as at least one grey level. Raises ValueError
     for images of unequal size.
     """
-    _check_pairs(images, references)
+    check_pairs(images, references)
     out = []
     for a, b in _pairs(images, references):
         a, b = (np.asarray(x, np.float32) / 127.5 - 1 for x in (a, b))
@@ -251,7 +217,7 @@ def compare(
     return table
 
 
-def _check_pairs(images, others):
+def check_pairs(images, others):
     if len(images) != len(others):
         raise ValueError(f"{len(images)} images for {len(others)} references or prompts; give one for each")
     if len(images) == 0:
@@ -264,52 +230,3 @@ def _pairs(images, references):
         if a != b or len(a) != 3:
             raise ValueError(f"an image of shape {a} has a reference of shape {b}; both have to be H W 3 and alike")
         yield pair
-
-
-def attributes_right(images, prompts, *, device=None) -> pd.DataFrame:
-    """Which of the six attributes of a ToyWorld caption each image shows: one row an image, one bool column each.
-
-    Read by `read_attributes`. Raises ValueError for prompts that are not ToyWorld captions.
-    """
-    _check_pairs(images, prompts)
-    said = pd.DataFrame([vars(toyworld.parse(prompt)) for prompt in prompts])
-    return read_attributes(images, device=device)[list(said)] == said
-
-
-@torch.no_grad()
-def read_attributes(images, *, device=None) -> pd.DataFrame:
-    """The words the ToyWorld CLIP reads off images, one row an image, one column an attribute, plus "confidence".
-
-    `images`: PIL images or arrays (H, W, 3) uint8. Each attribute is the best of its zero-shot prompts
-    (`toyworld.question`); confidence is the softmax probability of the answer, at its lowest over the attributes.
-    Raises ValueError for no images, FileNotFoundError when the evaluator is not there.
-    """
-    model, processor, tokenizer = _encoder("toy", _device(device))
-    prompts = [toyworld.question(name, word) for name, words in toyworld.ATTRIBUTES.items() for word in words]
-    text = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
-    frames = []
-    for part in _batches(images):
-        pixels = processor(part, return_tensors="pt").to(model.device)
-        logits, at, answers, sure = model(**text, **pixels).logits_per_image.cpu(), 0, {}, []  # B prompts
-        for name, words in toyworld.ATTRIBUTES.items():
-            probability, best = logits[:, at : at + len(words)].softmax(-1).max(-1)
-            answers[name] = [words[i] for i in best.tolist()]
-            sure.append(probability)
-            at += len(words)
-        frames.append(pd.DataFrame(answers | {"confidence": torch.stack(sure).amin(0).numpy()}))
-    return pd.concat(frames, ignore_index=True)
-
-
-@torch.no_grad()
-def subject_masks(images, *, device=None) -> np.ndarray:
-    """The subject's mask in each image by the ToyWorld segmenter: (B, H, W) bool, at the images' own size.
-
-    Raises ValueError for no images, FileNotFoundError when the evaluator is not there.
-    """
-    model, processor = _segmenter(_device(device))
-    masks = []
-    for part in _batches(images):
-        logits = model(**processor(part, return_tensors="pt").to(model.device)).logits  # B 2 h w
-        logits = torch.nn.functional.interpolate(logits, size=part[0].shape[:2], mode="bilinear", align_corners=False)
-        masks.append((logits[:, 1] > logits[:, 0]).cpu().numpy())
-    return np.concatenate(masks)

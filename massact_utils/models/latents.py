@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .blocks import transformers_of
 from .calls import Reader
+from .families import transformers_of
 
 
 def encode(pipe, images, height: int, width: int) -> torch.Tensor:

@@ -8,19 +8,19 @@ import xarray as xr
 
 import massact_utils as mu
 import tiny
-from massact_utils import crossed
+from massact_utils.measures import stability
 
 
 def test_maps_are_the_channels_tokens(klein):
     kept, wanted = {}, [7, 30, 2]
-    record, own = mu.spatial.Record(xr.DataArray(wanted, dims="rank")), mu.spatial.Record(k=3)
+    record, own = mu.Record(xr.DataArray(wanted, dims="rank")), mu.Record(k=3)
 
     def keep(tokens, site):
         kept[site.step, site.layer] = tokens.numpy().copy()
 
     with mu.attach(klein, record, own, keep, layers=[1, 4], branch="cond"):
         mu.generate(klein, ["a red star", "a blue circle"], seeds=[0, 1], **tiny.KLEIN)
-    found = crossed.maps(record, most=2)
+    found = stability.maps(record, most=2)
     assert found.dims == ("image", "map_step", "map_layer", "map_channel", "token")
     assert found.map_step.values.tolist() == [0, 3] and found.map_layer.values.tolist() == [1, 4]
     for step, layer, channel in itertools.product([0, 3], [1, 4], wanted):
@@ -28,16 +28,16 @@ def test_maps_are_the_channels_tokens(klein):
         at = found.sel(map_step=step, map_layer=layer, map_channel=channel)
         np.testing.assert_allclose(at, tokens, atol=2e-3, rtol=1e-3)
     with pytest.raises(ValueError, match="same channels at every site"):
-        crossed.maps(own)
+        stability.maps(own)
 
 
 def test_a_crossed_design_is_taken_apart_by_prompt_and_seed(klein):
-    stats, words, record = mu.ChannelStats(), mu.ChannelStats(), mu.spatial.Record(xr.DataArray([4, 9], dims="rank"))
+    stats, words, record = mu.ChannelStats(), mu.ChannelStats(), mu.Record(xr.DataArray([4, 9], dims="rank"))
     drawn = [(prompt, seed) for seed in (5, 6) for prompt in ("a red star", "a blue circle", "a small star")]
     with mu.attach(klein, stats, record), mu.attach(klein, words, stream="text"):
         images = mu.generate(klein, [p for p, _ in drawn], seeds=[s for _, s in drawn], **tiny.KLEIN)
-    table = crossed.gathered(stats, record, images, words)
-    data = crossed.design(table, 3, 2)
+    table = stability.gathered(stats, record, images, words)
+    data = stability.design(table, 3, 2)
     assert data.sizes["prompt"] == 3 and data.sizes["seed"] == 2 and "image" not in data.dims
     at = data.isel(prompt=1, seed=1)  # the fifth of the design
     for name in ("mean_abs", "maps", "text_sq"):
@@ -56,4 +56,4 @@ def test_coverage_counts_the_tokens_over_the_level_at_the_maps_own_sites():
     level = xr.DataArray(np.full((1, 1, 4, 2), 9.0), dims=("prompt", "seed", "step", "layer"))
     level[:, :, 3, 1] = 2.0
     level = level.assign_coords(step=range(4), layer=range(2))
-    np.testing.assert_allclose(crossed.coverage(maps, level), [0.5])
+    np.testing.assert_allclose(stability.coverage(maps, level), [0.5])

@@ -13,7 +13,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers.utils import logging as transformers_logging
 
-TOY = Path(__file__).resolve().parents[1] / "data" / "toy" / "klein"
+from .. import places
+
+TOY = places.data("toy", "klein")
 
 TOY_CALL = dict(num_inference_steps=16, guidance_scale=3.0, height=96, width=96, max_sequence_length=24)
 MEGAPIXEL = dict(height=1024, width=1024)
@@ -80,7 +82,7 @@ def load(name="toy", *, revision=None, device=None, dtype=None, offload=None):
         raise ValueError(f"offload {offload!r} is unknown; allowed: {', '.join(OFFLOAD)}, or None")
     where = _resolve(str(name))
     options = dict(revision=revision, torch_dtype=dtype, use_safetensors=True)
-    with _quiet(isinstance(where, Path)):
+    with quiet(isinstance(where, Path)):
         if isinstance(where, Path):
             pipe = DiffusionPipeline.from_pretrained(str(where), **options)
         else:
@@ -147,7 +149,7 @@ def _from_hub(name: str, options: dict):
 
 
 @contextmanager
-def _quiet(local: bool):
+def quiet(local: bool):
     """No progress bars while a local folder loads; downloads keep theirs."""
     loggers = [log for log in (diffusers_logging, transformers_logging) if local and log.is_progress_bar_enabled()]
     for log in loggers:
@@ -194,7 +196,7 @@ def generate(pipe, prompts, *, seeds=0, **call) -> list:
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one seed, or one for each")
     call = {name: value for name, value in defaults(pipe).items() if name in accepted} | call
     if target == "prompt":
-        _check_lengths(
+        check_lengths(
             pipe,
             prompts,
             call.get("max_sequence_length", getattr(accepted.get("max_sequence_length"), "default", None)),
@@ -219,7 +221,7 @@ def quietly(pipe, seeds, **call):
             del pipe._progress_bar_config
 
 
-def _check_lengths(pipe, prompts, limit: int | None) -> None:
+def check_lengths(pipe, prompts, limit: int | None) -> None:
     """Raise ValueError for an empty prompt, or one longer in tokens, chat template included, than the pipeline's
     limit.
     """

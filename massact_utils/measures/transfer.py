@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from . import metrics, toyworld
+from .. import toyworld
+from . import metrics, readout
 
 SUBJECT = ("size", "colour", "shape")
 
@@ -43,7 +44,7 @@ def by_attributes(images, sources, targets, *, sure: float = 0.5) -> pd.DataFram
     keep the share of the other words of six that are read as the target's. Read is whether the evaluator is `sure` of
     every word. Raises ValueError for captions that are not ToyWorld's or whose subjects do not differ.
     """
-    seen = metrics.read_attributes(images)
+    seen = readout.read_attributes(images)
     rows = []
     for (_, words), source, target in zip(seen.iterrows(), sources, targets, strict=True):
         a, b = vars(toyworld.parse(source)), vars(toyworld.parse(target))

@@ -293,6 +293,6 @@ def target_tokens(part: Part, layout: Layout, block: Block, stream: torch.Tensor
         raise ValueError(
             f"{block.name} returned {length} tokens, which does not fit the {layout.stream} image tokens of the call "
             f"(grid {' x '.join(map(str, layout.grid))}): this diffusers version lays them out in another way; "
-            "correct the class's row in massact_utils/blocks.py"
+            "correct the class's row in massact_utils/models/families.py"
         )
     return start, n

@@ -4,7 +4,9 @@ import json
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from .. import places
+
+ROOT = places.PACKAGE.parent
 MARKS = "<!-- results -->\n", "<!-- end of results -->"
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import massact_utils as mu
 import tiny
-from massact_utils import widgets
+from massact_utils.show import explorers
 
 PROMPTS = ["a red star", "a blue circle"]
 
@@ -60,21 +60,21 @@ def check_every_control_changes_the_picture(box):
 
 
 def test_atlas(saved):
-    check_every_control_changes_the_picture(widgets.atlas(*saved))
+    check_every_control_changes_the_picture(explorers.atlas(*saved))
 
 
 def test_masks(saved):
     _, record, images = saved
     references = np.zeros((2, *np.asarray(images[0]).shape[:2]), bool)
     references[:, :16, :16] = True
-    box = widgets.masks(record, images, references)
+    box = explorers.masks(record, images, references)
     assert {"image", "layer", "step", "k"} == set(controls(box))
     check_every_control_changes_the_picture(box)
 
 
 def test_gallery_needs_no_model():
     shades = {("top", 1): 10, ("top", 2): 20, ("random", 1): 30, ("random", 2): 40}
-    box = widgets.gallery({key: Image.new("RGB", (8, 8), (s, s, s)) for key, s in shades.items()}, ("channels", "k"))
+    box = explorers.gallery({key: Image.new("RGB", (8, 8), (s, s, s)) for key, s in shades.items()}, ("channels", "k"))
     controls(box)["k"].value = 2
     controls(box)["channels"].value = "random"
     assert (shown(box) == 40).all()
@@ -83,7 +83,7 @@ def test_gallery_needs_no_model():
 def test_a_gallery_moves_to_a_picture_that_was_saved():
     shades = {("top", 1, "zero"): 10, ("top", 2, "zero"): 20, ("top", 2, "mean"): 30, ("untouched", 0, "zero"): 40}
     pictures = {key: Image.new("RGB", (8, 8), (shade, shade, shade)) for key, shade in shades.items()}
-    box = widgets.gallery(pictures, ("which", "k", "mode"))
+    box = explorers.gallery(pictures, ("which", "k", "mode"))
     for name, value, shade in (("mode", "mean", 30), ("which", "untouched", 40), ("k", 1, 10), ("k", 2, 20)):
         controls(box)[name].value = value
         assert (shown(box) == shade).all() and controls(box)[name].value == value
@@ -94,22 +94,22 @@ def test_saved_opens_what_a_folder_holds_without_a_model(saved, tmp_path, monkey
     run = mu.Run(tmp_path, {})
     record.save(run.path("explorer/record.safetensors"))
     pictures = ("image", "y", "x", "rgb"), np.stack([np.asarray(image) for image in images])
-    monkeypatch.setattr(mu.models, "generate", None)
+    monkeypatch.setattr(explorers, "generate", None)
     run.save("explorer/images", stats[["mean_abs"]].assign(picture=pictures))
-    assert (shown(widgets.saved(tmp_path)) == shown(widgets.atlas(*saved))).all()
+    assert (shown(explorers.saved(tmp_path)) == shown(explorers.atlas(*saved))).all()
     subject = np.zeros((2, *record.grid), bool)
     subject[:, 1] = True
     run.save("explorer/images", xr.Dataset({"picture": pictures, "subject": (("image", "row", "column"), subject)}))
-    assert (shown(widgets.saved(tmp_path)) == shown(widgets.masks(record, images, subject))).all()
+    assert (shown(explorers.saved(tmp_path)) == shown(explorers.masks(record, images, subject))).all()
 
 
 def test_saved_pictures_are_chosen_by_what_their_names_say(tmp_path):
     run = mu.Run(tmp_path, {})
     with pytest.raises(FileNotFoundError, match=r"neither images\.nc nor pictures"):
-        widgets.saved(tmp_path)
+        explorers.saved(tmp_path)
     for k in (12, 2, 32):
         run.save(f"explorer/which=top,k={k}.webp", Image.new("RGB", (8, 8), (k, k, k)))
-    box = widgets.saved(tmp_path)
+    box = explorers.saved(tmp_path)
     assert controls(box)["k"].options == ("2", "12", "32")
     controls(box)["k"].value = "32"
     assert (shown(box) == 32).all() and [row.children[1].value for row in box.children[:-2]] == ["top", "32"]
@@ -117,7 +117,7 @@ def test_saved_pictures_are_chosen_by_what_their_names_say(tmp_path):
 
 def test_disruption_at_no_strength_shows_the_image_twice(klein, saved):
     scores = saved[0].mean_abs.mean(("image", "step"))
-    box = widgets.disruption(klein, scores, PROMPTS[0], **tiny.KLEIN)
+    box = explorers.disruption(klein, scores, PROMPTS[0], **tiny.KLEIN)
     check_every_control_changes_the_picture(box)
     controls(box)["strength"].value = 0
     left, right = np.split(shown(box), 2, axis=1)
@@ -125,7 +125,7 @@ def test_disruption_at_no_strength_shows_the_image_twice(klein, saved):
 
 
 def test_transport_at_no_strength_shows_the_target(klein):
-    box = widgets.transport(klein, PROMPTS, k=4, **tiny.KLEIN)
+    box = explorers.transport(klein, PROMPTS, k=4, **tiny.KLEIN)
     controls(box)["under a mask"].value = False
     _, target, mixed = np.split(shown(box), 3, axis=1)
     assert (target != mixed).any()
@@ -141,7 +141,7 @@ def test_an_error_or_an_interrupt_is_shown_and_the_controls_stay_alive(error):
             raise error
         return Image.new("RGB", (4, 4))
 
-    box = widgets.explorer(draw, k=(1, 3))
+    box = explorers.explorer(draw, k=(1, 3))
     controls(box)["k"].value = 2
     assert box.children[-2].value == f"{type(error).__name__}: {error}"
     controls(box)["k"].value = 3

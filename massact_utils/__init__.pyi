@@ -1,0 +1,44 @@
+from . import measures, models, places, probes, prompts, results, show, toyworld
+from .measures import evidence, metrics
+from .measures.masks import iou, token_masks
+from .models.families import Block, blocks
+from .models.load import generate, load
+from .probes.attach import Site, attach
+from .probes.channels import ChannelStats, select_channels
+from .probes.disrupt import Disrupt
+from .probes.record import Record
+from .probes.transport import Transport, noised_source
+from .results import parameters
+from .results.run import Run
+from .show import explorers, plots
+
+__all__ = [
+    "Block",
+    "ChannelStats",
+    "Disrupt",
+    "Record",
+    "Run",
+    "Site",
+    "Transport",
+    "attach",
+    "blocks",
+    "evidence",
+    "explorers",
+    "generate",
+    "iou",
+    "load",
+    "measures",
+    "metrics",
+    "models",
+    "noised_source",
+    "parameters",
+    "places",
+    "plots",
+    "probes",
+    "prompts",
+    "results",
+    "select_channels",
+    "show",
+    "token_masks",
+    "toyworld",
+]

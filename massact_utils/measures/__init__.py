@@ -1,0 +1,9 @@
+"""Measures: what numbers are made of.
+
+metrics (images and prompts to numbers), readout (ToyWorld's own evaluators), masks, references, stability, transfer,
+evidence (intervals). May import: models, probes, toyworld.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,73 @@
+"""Read-out: what ToyWorld's own evaluators, a CLIP and a segmenter, see in an image.
+
+They know the words and shapes of ToyWorld alone; what serves any model is in `metrics` and `references`.
+"""
+
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import SegformerForSemanticSegmentation
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
+
+from .. import toyworld
+from ..models.load import quiet
+from .metrics import batches, check_pairs, chosen_device, encoder, toy
+
+
+@cache
+def _segmenter(device: str):
+    folder = toy("segmenter")
+    with quiet(True):
+        model = SegformerForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        return model.to(device).eval(), SegformerImageProcessorPil.from_pretrained(folder)
+
+
+def attributes_right(images, prompts, *, device=None) -> pd.DataFrame:
+    """Which of the six attributes of a ToyWorld caption each image shows: one row an image, one bool column each.
+
+    Read by `read_attributes`. Raises ValueError for prompts that are not ToyWorld captions.
+    """
+    check_pairs(images, prompts)
+    said = pd.DataFrame([vars(toyworld.parse(prompt)) for prompt in prompts])
+    return read_attributes(images, device=device)[list(said)] == said
+
+
+@torch.no_grad()
+def read_attributes(images, *, device=None) -> pd.DataFrame:
+    """The words the ToyWorld CLIP reads off images, one row an image, one column an attribute, plus "confidence".
+
+    `images`: PIL images or arrays (H, W, 3) uint8. Each attribute is the best of its zero-shot prompts
+    (`toyworld.question`); confidence is the softmax probability of the answer, at its lowest over the attributes.
+    Raises ValueError for no images, FileNotFoundError when the evaluator is not there.
+    """
+    model, processor, tokenizer = encoder("toy", chosen_device(device))
+    prompts = [toyworld.question(name, word) for name, words in toyworld.ATTRIBUTES.items() for word in words]
+    text = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+    frames = []
+    for part in batches(images):
+        pixels = processor(part, return_tensors="pt").to(model.device)
+        logits, at, answers, sure = model(**text, **pixels).logits_per_image.cpu(), 0, {}, []  # B prompts
+        for name, words in toyworld.ATTRIBUTES.items():
+            probability, best = logits[:, at : at + len(words)].softmax(-1).max(-1)
+            answers[name] = [words[i] for i in best.tolist()]
+            sure.append(probability)
+            at += len(words)
+        frames.append(pd.DataFrame(answers | {"confidence": torch.stack(sure).amin(0).numpy()}))
+    return pd.concat(frames, ignore_index=True)
+
+
+@torch.no_grad()
+def subject_masks(images, *, device=None) -> np.ndarray:
+    """The subject's mask in each image by the ToyWorld segmenter: (B, H, W) bool, at the images' own size.
+
+    Raises ValueError for no images, FileNotFoundError when the evaluator is not there.
+    """
+    model, processor = _segmenter(chosen_device(device))
+    masks = []
+    for part in batches(images):
+        logits = model(**processor(part, return_tensors="pt").to(model.device)).logits  # B 2 h w
+        logits = torch.nn.functional.interpolate(logits, size=part[0].shape[:2], mode="bilinear", align_corners=False)
+        masks.append((logits[:, 1] > logits[:, 0]).cpu().numpy())
+    return np.concatenate(masks)

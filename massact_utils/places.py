@@ -1,0 +1,17 @@
+"""Places: where the bundled data lie and where results go, in a checkout and installed. Nothing else knows."""
+
+import os
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+INSTALLED = (PACKAGE / "data").is_dir()  # a wheel carries data/ inside the package; a checkout has it beside
+
+
+def data(*names: str) -> Path:
+    """The path of a bundled file or folder, as in data("toy", "klein"); whether it is there is the caller's to ask."""
+    return (PACKAGE if INSTALLED else PACKAGE.parent).joinpath("data", *names)
+
+
+def runs() -> Path:
+    """The folder of all results: the environment variable MASSACT_RUNS, else runs/ of the checkout, else ./runs."""
+    return Path(os.environ.get("MASSACT_RUNS") or (Path.cwd() if INSTALLED else PACKAGE.parent) / "runs")

@@ -1,0 +1,9 @@
+"""Results: what stays on disk, and how many notebooks are executed.
+
+run (whole batches, each done once), storage, provenance, parameters, claims, sweep.
+May import: models.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

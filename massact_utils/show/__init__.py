@@ -1,0 +1,9 @@
+"""Show: what people look at.
+
+plots (figures on an `ax`), explorers (controls and a picture that follows them).
+May import: models, probes, measures, results.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

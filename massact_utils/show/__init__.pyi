@@ -1,0 +1,6 @@
+from . import explorers, plots
+
+__all__ = [
+    "explorers",
+    "plots",
+]
