@@ -13,5 +13,15 @@ def data(*names: str) -> Path:
 
 
 def runs() -> Path:
-    """The folder of all results: the environment variable MASSACT_RUNS, else runs/ of the checkout, else ./runs."""
-    return Path(os.environ.get("MASSACT_RUNS") or (Path.cwd() if INSTALLED else PACKAGE.parent) / "runs")
+    """The folder of all results: the environment variable MASSACT_RUNS, else runs/ of the checkout, else ./runs.
+
+    Raises PermissionError for an installed package that is used from the root of the file system.
+    """
+    if os.environ.get("MASSACT_RUNS"):
+        return Path(os.environ["MASSACT_RUNS"])
+    above = Path.cwd() if INSTALLED else PACKAGE.parent
+    if above == Path(above.anchor):
+        raise PermissionError(
+            f"results would go to {above}runs; start from a folder of your own, name out_dir, or set MASSACT_RUNS"
+        )
+    return above / "runs"

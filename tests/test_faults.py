@@ -21,7 +21,8 @@ import pytest
 import xarray as xr
 
 import massact_utils as mu
-from massact_utils.results import parameters, run, storage, sweep
+from massact_utils.results import parameters, storage, sweep
+from massact_utils.results.run import Batch
 from test_sweep import GUARD, PARAMETERS, write_notebook
 
 pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
@@ -53,7 +54,7 @@ def start(*args, **more):
 
 
 def expected():
-    batch = run.Batch("part", 0, list(range(60)), PROMPTS, [7 + i for i in range(60)])
+    batch = Batch("part", 0, list(range(60)), PROMPTS, [7 + i for i in range(60)])
     return draw(batch)
 
 

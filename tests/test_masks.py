@@ -11,7 +11,7 @@ from sklearn.metrics import jaccard_score
 
 import massact_utils as mu
 import tiny
-from massact_utils.measures import masks
+from massact_utils import measures
 from massact_utils.measures.masks import coverage, iou, token_masks, trivial_masks
 from massact_utils.probes.record import Record
 
@@ -143,7 +143,7 @@ def test_the_other_methods_find_it_hot_or_cold(method, sign):
     assert (token_masks(record, layer=0, method=method, polarity="border")[0] == masks).all()
 
 
-@pytest.mark.parametrize("method", masks.METHODS)
+@pytest.mark.parametrize("method", measures.masks.METHODS)
 def test_an_image_is_masked_as_if_alone(method):
     record, _ = planted(seed=3)
     together, heat = token_masks(record, layer=0, method=method, polarity="border")
@@ -152,7 +152,7 @@ def test_an_image_is_masked_as_if_alone(method):
         assert (alone[0] == together[i]).all() and np.array_equal(own[0], heat[i])
 
 
-@pytest.mark.parametrize("scaling", masks.SCALINGS)
+@pytest.mark.parametrize("scaling", measures.masks.SCALINGS)
 def test_units_of_a_channel_do_not_matter(scaling):
     record, _ = planted()
     units = torch.tensor([1.0, 100.0, 0.01, 3.0, 7.0])
@@ -185,8 +185,10 @@ def test_ranks_choose_channels_and_sites_are_joined():
 
 def test_nothing_is_clustered_twice(monkeypatch):
     record, calls = planted()[0], []
-    monkeypatch.setattr(masks, "k_means", lambda *a, f=masks.k_means, **k: calls.append(1) or f(*a, **k))
-    for polarity in masks.POLARITIES:
+    monkeypatch.setattr(
+        measures.masks, "k_means", lambda *a, f=measures.masks.k_means, **k: calls.append(1) or f(*a, **k)
+    )
+    for polarity in measures.masks.POLARITIES:
         token_masks(record, layer=0, polarity=polarity)
     assert len(calls) == 3
     token_masks(record, layer=0, seed=1)
@@ -201,7 +203,7 @@ def test_large_images_in_threads_give_the_same(monkeypatch):
     record = record_of(noise + masks.reshape(3, -1, 1), grid)
     assert record[0, 0][1][0].numel() > 30_000
     a = token_masks(record, layer=0)[0]
-    monkeypatch.setattr(masks, "_each", lambda f, x, *more: np.stack([f(tokens, *more) for tokens in x]))
+    monkeypatch.setattr(measures.masks, "_each", lambda f, x, *more: np.stack([f(tokens, *more) for tokens in x]))
     record.clusters.clear()
     assert (a == token_masks(record, layer=0)[0]).all() and (a == masks).all()
 
@@ -210,7 +212,7 @@ def test_tokens_that_are_all_alike_have_no_subject():
     record = record_of(np.full((2, 54, 3), 7.0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for method in masks.METHODS:
+        for method in measures.masks.METHODS:
             assert not token_masks(record, layer=0, method=method)[0].any()
 
 
@@ -237,7 +239,7 @@ def test_coverage_keeps_area_on_any_grid():
 def test_overlaps_are_those_of_the_masks():
     record, masks = planted(sign=-1.0)
     arms = {"two": dict(ranks=[0, 1]), "border": dict(method="border"), "everything": np.ones(GRID, bool)}
-    table = masks.overlaps(record, masks, arms)
+    table = measures.masks.overlaps(record, masks, arms)
     assert table.dims == ("image", "rule", "arm", "layer", "step") and table.shape == (3, 5, 3, 1, 1)
     one, value = token_masks(record, layer=0, ranks=[0, 1], polarity="heat")[0], table.sel(arm="two")[..., 0, 0]
     np.testing.assert_allclose(value.sel(rule="heat"), iou(one, masks), rtol=1e-6)

@@ -13,8 +13,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-REPO = "massact/massact"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ADDRESS = PROJECT["urls"]["Repository"]
+REPO = ADDRESS.removeprefix("https://github.com/")
 EXTRAS = PROJECT["optional-dependencies"]
 RANGES = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["test"] + EXTRAS["batch"]]
 
@@ -61,6 +62,14 @@ def test_a_notebook_opens_itself_in_binder_and_colab(path):
     text, file = path.read_text(), f"notebooks/{path.name}"
     assert re.findall(r"mybinder\.org/v2/gh/([^)\s]+)\)", text) == [f"{REPO}/HEAD?urlpath=lab/tree/{file}"]
     assert re.findall(r"colab\.research\.google\.com/github/([^)\s]+)\)", text) == [f"{REPO}/blob/main/{file}"]
+
+
+def test_the_address_of_the_repository_is_the_same_everywhere():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["repository-code"] == ADDRESS
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        assert re.findall(r"git\+(https://\S+?)[\"\\]", path.read_text()) == [ADDRESS]
+    pages = "".join(path.read_text() for path in [ROOT / "README.md", *ROOT.glob("site/*.md"), *ROOT.glob("docs/*.md")])
+    assert set(re.findall(r"github\.com/([\w-]+/massact)\b", pages)) == {REPO}
 
 
 def test_the_other_pages_open_notebooks_that_are_there():

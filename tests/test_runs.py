@@ -16,7 +16,8 @@ from PIL import Image
 
 import massact_utils as mu
 import tiny
-from massact_utils.results import provenance, run
+from massact_utils.results import provenance
+from massact_utils.results.run import part_of
 
 PROMPTS = [f"prompt {i}" for i in range(10)]
 
@@ -214,7 +215,7 @@ def test_shards_are_the_whole_whatever_the_order(tmp_path, order):
         run = mu.Run(tmp_path / "shards", {"k": 1, "shard": f"{i}/3"})
         assert fill(run, size=2) == list(range(i - 1, 5, 3))
         if i != order[-1]:
-            with pytest.raises(run.Incomplete, match=rf"shard {i}/3 is done; . of 5 batches"):
+            with pytest.raises(mu.results.Incomplete, match=rf"shard {i}/3 is done; . of 5 batches"):
                 run.results()
     last = mu.Run(tmp_path / "shards", {"k": 1})
     assert fill(last, size=2) == []
@@ -231,7 +232,7 @@ def test_a_shard_is_told_by_argument_parameter_or_environment(tmp_path, monkeypa
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "a/b", "1/2/3", "-1/3", ""])
 def test_a_shard_that_is_no_share_is_refused(shard):
     with pytest.raises(ValueError, match=r"is no share"):
-        run.part_of(shard)
+        part_of(shard)
 
 
 def test_out_of_memory_halves_the_batch(tmp_path):

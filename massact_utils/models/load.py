@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from .. import places
@@ -62,19 +63,25 @@ KNOWN = {
     ),
     "z-image-turbo": ("Tongyi-MAI/Z-Image-Turbo", MEGAPIXEL | dict(num_inference_steps=8, guidance_scale=0.0)),
 }
+# Known models whose float16 diffusers clips at 65,504, massive activations first, or that were trained in bfloat16.
+NEEDS_RANGE = ("toy", "flux.1", "flux.2", "qwen-image", "sana", "z-image")
 OFFLOAD = ("model", "sequential", "group")
 
 
 def load(name="toy", *, revision=None, device=None, dtype=None, offload=None):
     """A diffusers pipeline, unpatched, by a known name, a Hub id or a local folder; weights from safetensors only.
 
-    `device` is cuda where there is one, else cpu; `dtype` (a torch.dtype or its name) bfloat16 on cuda, float32 on
-    cpu. `offload` keeps weights on the host and brings them in as needed: "model", "sequential" or "group" (needs an
-    accelerator). Raises ValueError for an unknown name, dtype or offload, FileNotFoundError for a folder that is not
-    a pipeline with safetensors, and RuntimeError, with the reason, for a model the Hub does not hand over.
+    `device` is cuda where there is one, else cpu; `dtype` (a torch.dtype or its name) bfloat16 on cuda, float32 on cpu.
+    A GPU without bfloat16 of its own, such as Colab's T4, gets float16, or float32 where its range is too small for
+    the model (NEEDS_RANGE), and `load` prints which. `offload` keeps weights on the host and brings them in as needed:
+    "model", "sequential" or "group" (needs an accelerator).
+
+    Raises ValueError for an unknown name, dtype or offload, FileNotFoundError for a folder that is not a pipeline with
+    safetensors, and RuntimeError, with the reason, for a model that the Hub does not hand over or whose files are
+    damaged.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
+    dtype = dtype or _best_dtype(str(name), torch.device(device))
     given, dtype = dtype, getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype {given!r} is unknown; allowed: 'bfloat16', 'float32', 'float16' or a torch.dtype")
@@ -84,7 +91,7 @@ def load(name="toy", *, revision=None, device=None, dtype=None, offload=None):
     options = dict(revision=revision, torch_dtype=dtype, use_safetensors=True)
     with quiet(isinstance(where, Path)):
         if isinstance(where, Path):
-            pipe = DiffusionPipeline.from_pretrained(str(where), **options)
+            pipe = _from_folder(where, options)
         else:
             pipe = _from_hub(where, options)
     if offload == "model":
@@ -119,6 +126,35 @@ def _resolve(name: str) -> Path | str:
             f"model {name!r} is no known name, no folder and no Hub id (owner/name); known: {', '.join(KNOWN)}"
         )
     return str(where)
+
+
+def _best_dtype(name: str, device) -> torch.dtype:
+    """The dtype that a device computes by itself and in which a model does not overflow."""
+    if device.type != "cuda":
+        return torch.float32
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    wide = name.startswith(NEEDS_RANGE)
+    why = "float16 would clip this model's largest activations" if wide else "if values overflow, try dtype='float32'"
+    print(f"{torch.cuda.get_device_name(device)} has no bfloat16: {'float32' if wide else 'float16'} is taken; {why}")
+    return torch.float32 if wide else torch.float16
+
+
+def _from_folder(folder: Path, options: dict):
+    """Load a local pipeline; a file that does not read is named."""
+    try:
+        return DiffusionPipeline.from_pretrained(str(folder), **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        for file in sorted(folder.glob("*/*.safetensors")):
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except SafetensorError as broken:
+                raise RuntimeError(
+                    f"{file.relative_to(folder)} of the model at {folder} is damaged ({broken}); download or install "
+                    "it again"
+                ) from error
+        raise
 
 
 def _from_hub(name: str, options: dict):

@@ -37,9 +37,16 @@ def folder(out_dir: str | None, name: str, parameters: dict | None = None) -> Pa
         path /= provenance.digest([provenance.public(parameters), provenance.files(parameters)])[:8]
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"out_dir {str(out_dir)!r} is a file; name a folder")
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PermissionError(
+            f"the results' folder {path} cannot be made ({error.strerror}); name another out_dir, or set MASSACT_RUNS"
+        ) from error
     if not os.access(path, os.W_OK):
-        raise PermissionError(f"out_dir {str(out_dir)!r} is not writable; name another folder")
+        raise PermissionError(
+            f"the results' folder {path} is not writable; name another out_dir, or set MASSACT_RUNS to a folder that is"
+        )
     return path
 
 
