@@ -1,6 +1,8 @@
-"""Places: where the bundled data lie and where results go, in a checkout and installed. Nothing else knows."""
+"""Places: where the bundled data lie and where results go, in a checkout and installed; and how a file gets there."""
 
 import os
+import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -25,3 +27,22 @@ def runs() -> Path:
             f"results would go to {above}runs; start from a folder of your own, name out_dir, or set MASSACT_RUNS"
         )
     return above / "runs"
+
+
+@contextmanager
+def whole(path: Path):
+    """Gives a path beside, on which a file is written; it is flushed to the disk and gets its name, or is taken away.
+
+    The name beside is drawn anew each time, so that no two machines or threads that share the folder meet in it.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.unfinished")
+    try:
+        yield beside
+        with open(beside, "rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)

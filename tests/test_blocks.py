@@ -115,3 +115,14 @@ def test_a_stream_that_does_not_fit_the_layout_is_refused():
     part, layout = table.DUAL, table.Layout((4, 6), 24)
     with pytest.raises(ValueError, match=r"returned 25 tokens, which does not fit the 24 .*\(grid 4 x 6\)"):
         table.target_tokens(part, layout, mu.Block(0, "transformer_blocks.0", "dual", 8), torch.zeros(1, 25, 8))
+
+
+def test_what_is_inferred_stays_with_its_transformer(unknown):
+    recipe = tiny.flux()
+    unknown(recipe)
+    before = dict(table.FAMILIES)
+    with mu.attach(recipe.pipe, lambda tokens, site: None):
+        tiny.run(recipe)
+    assert before == table.FAMILIES and len(mu.blocks(recipe.pipe)) > 0
+    with pytest.raises(TypeError, match="not a known"):
+        mu.blocks(tiny.flux().pipe)

@@ -1,5 +1,7 @@
 """ChannelStats against sums written out by hand, and the choice of channels."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -152,16 +154,16 @@ def test_selection_by_score():
     np.testing.assert_array_equal(np.take_along_axis(SCORES.values, bottom.values, -1), ordered[..., :5])
 
 
-def test_random_choices_depend_on_the_seed_alone_and_matched_ones_avoid_the_top():
+def test_random_choices_depend_on_the_seed_alone_and_outside_ones_avoid_the_top():
     top = mu.select_channels(SCORES, k=8)
-    for which in ("random", "matched"):
+    for which in ("random", "outside"):
         first, again, other = (mu.select_channels(SCORES, k=8, which=which, seed=s) for s in (1, 1, 2))
         assert first.equals(again) and not first.equals(other)
         assert all(len(set(ids)) == 8 for ids in first.values.reshape(-1, 8).tolist())
         overlap = sum(
             bool(set(a) & set(b)) for a, b in zip(first.values.reshape(-1, 8), top.values.reshape(-1, 8), strict=True)
         )
-        assert overlap == 0 if which == "matched" else overlap > 0
+        assert overlap == 0 if which == "outside" else overlap > 0
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_random_choices_depend_on_the_seed_alone_and_matched_ones_avoid_the_top(
     [
         (dict(k=21), "k = 21 .* from 20; allowed: 1 to 20"),
         (dict(k=0), "k = 0 .* allowed: 1 to 20"),
-        (dict(k=11, which="matched"), "k = 11 .* allowed: 1 to 10"),
+        (dict(k=11, which="outside"), "k = 11 .* allowed: 1 to 10"),
         (dict(which="best"), "'best' is unknown; allowed: top, bottom"),
     ],
 )
@@ -214,3 +216,12 @@ def test_criteria_find_a_planted_channel_and_no_other():
     assert sets["over 10 x median"] == sets["z over 3"] == sets["2402.17762"] == [9]
     calm = channels.criteria(a_table(mean_abs=rng.uniform(0.9, 1.1, 300), max_abs=rng.uniform(2, 3, 300)))
     assert not calm.any()
+
+
+def test_pooled_statistics_do_not_grow_with_generations(klein):
+    stats, sizes = mu.ChannelStats(per_image=False), []
+    for seed in range(4):
+        with mu.attach(klein, stats):
+            mu.generate(klein, "a red star", seeds=seed, **tiny.KLEIN)
+        sizes.append(len(pickle.dumps([stats.__dict__ | {"kept": stats.kept.__dict__}])))
+    assert max(sizes) - min(sizes) < 100 and stats.dataset().attrs["images"] == 4

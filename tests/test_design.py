@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import xarray as xr
+from PIL import Image
 
 import massact_utils as mu
 import tiny
@@ -56,4 +57,13 @@ def test_coverage_counts_the_tokens_over_the_level_at_the_maps_own_sites():
     level = xr.DataArray(np.full((1, 1, 4, 2), 9.0), dims=("prompt", "seed", "step", "layer"))
     level[:, :, 3, 1] = 2.0
     level = level.assign_coords(step=range(4), layer=range(2))
-    np.testing.assert_allclose(stability.coverage(maps, level), [0.5])
+    np.testing.assert_allclose(stability.share_above(maps, level), [0.5])
+
+
+def test_the_callers_images_keep_their_size(klein):
+    stats, record = mu.ChannelStats(), mu.Record(xr.DataArray([4, 9], dims="rank"))
+    with mu.attach(klein, stats, record):
+        mu.generate(klein, ["a red star"], **tiny.KLEIN)
+    images = [Image.new("RGB", (300, 200))]
+    stability.gathered(stats, record, images)
+    assert images[0].size == (300, 200)

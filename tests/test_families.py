@@ -139,6 +139,32 @@ def test_a_planted_massive_channel_is_found_in_its_layer_and_not_before(recipe):
     assert float(scores.sel(layer=at, channel=planted).min()) > 25
 
 
+def test_a_probe_may_write_into_its_tokens_and_return_them(recipe):
+    """Wherever a family's tokens are a view, and wherever they are a copy."""
+
+    def in_place(tokens, site):
+        tokens[:, ::2] *= 1.5
+        return tokens
+
+    def anew(tokens, site):
+        return in_place(tokens.clone(), site)
+
+    made = []
+    for probe in (in_place, anew, lambda tokens, site: None):
+        with mu.attach(recipe.pipe, probe, layers=0, steps=recipe.steps[0]):
+            made.append(tiny.run(recipe))
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+
+
+def test_tokens_changed_in_place_and_not_returned_are_an_error(recipe):
+    def forgetful(tokens, site):
+        tokens.zero_()
+
+    with pytest.raises(RuntimeError, match="in place and returned None; return them"):
+        with mu.attach(recipe.pipe, forgetful):
+            tiny.run(recipe)
+
+
 # ---------------------------------------------------------------- what differs between families, one by one
 
 
@@ -160,13 +186,19 @@ def test_without_guidance_a_doubled_family_has_one_branch():
     assert {s.branch for s in watch.sites} == {"cond"} and {s.rows for s in watch.sites} == {range(2)}
 
 
-def test_rows_that_look_like_guidance_and_are_not_are_refused():
-    recipe = tiny.pixart()
-    with pytest.raises(RuntimeError, match="own seed"), mu.attach(recipe.pipe, Watch()):
-        tiny.run(recipe, guidance_scale=1.0, seeds=(3, 3))
-    with mu.attach(recipe.pipe, Watch(), layers=0) as watch:
-        tiny.run(recipe, guidance_scale=1.0)
-    assert [s.rows for s in watch.sites] == [range(2)] * 3
+GUIDING = (tiny.pixart, tiny.auraflow, tiny.dit, tiny.sd3, tiny.sana, tiny.hunyuandit, tiny.z_image, tiny.bria)
+
+
+@pytest.mark.parametrize("make", GUIDING, ids=lambda make: make.__name__)
+def test_rows_with_the_same_noise_are_rows_and_not_branches(make):
+    """Two prompts, one seed, no guidance: two images. With guidance, twice as many rows: both branches."""
+    recipe = make()
+    if recipe.batch < 2:
+        pytest.skip("this recipe draws one image at a time")
+    for guidance, branches in ((0.0 if make is tiny.z_image else 1.0, {"cond"}), (3.0, {"cond", "uncond"})):
+        with mu.attach(recipe.pipe, Watch(), layers=0, branch="both") as watch:
+            tiny.run(recipe, guidance_scale=guidance, seeds=(3, 3))
+        assert {s.branch for s in watch.sites} == branches and {s.rows for s in watch.sites} == {range(2)}
 
 
 def test_a_step_before_image_to_image_begins_is_refused():
@@ -197,14 +229,45 @@ def test_text_stream_leaves_registers_out():
         pass
 
 
-def test_omnigen_reads_its_branches_and_the_tail():
+class OmniGen:
+    """As much of OmniGenPipeline as its denoising call: its latents, and a batch of several branches of them."""
+
+    def __init__(self, transformer):
+        self.transformer = transformer
+
+    def __call__(self, n, branches):
+        latents, rows, length = torch.randn(1, 4, 8, 12).repeat(n, 1, 1, 1), n * branches, 5 + 1 + 24
+        ids, mask = torch.ones(rows, 5, dtype=torch.long), torch.ones(rows, length, length)
+        batch, at = torch.cat([latents] * branches), torch.full((rows,), 0.5)
+        with torch.no_grad():
+            self.transformer(batch, at, ids, [], {}, mask, torch.arange(length).repeat(rows, 1))
+
+
+@pytest.mark.parametrize("branches", [1, 2, 3])
+def test_omnigen_reads_its_branches_and_the_tail(branches):
+    """Three rows of the same noise are three rows in each branch, whatever the batch looks like."""
     model = tiny.omnigen()
-    latents, ids = torch.randn(1, 4, 8, 12).repeat(2, 1, 1, 1), torch.ones(2, 5, dtype=torch.long)
-    length = 5 + 1 + 24
+    with mu.attach(model, Watch(), branch="both") as watch:
+        OmniGen(model)(3, branches)
+    names = ("cond", "uncond", "extra")[:branches]
+    assert {(s.branch, s.grid, s.rows) for s in watch.sites} == {(name, (4, 6), range(3)) for name in names}
+
+
+def test_a_bare_transformers_rows_are_one_branch():
+    model = tiny.omnigen()
+    latents = torch.randn(1, 4, 8, 12).repeat(2, 1, 1, 1)
     with mu.attach(model, Watch(), branch="both") as watch, torch.no_grad():
-        mask = torch.ones(2, length, length)
-        model(latents, torch.full((2,), 0.5), ids, [], {}, mask, torch.arange(length).repeat(2, 1))
-    assert {(s.branch, s.grid, s.rows) for s in watch.sites} == {(b, (4, 6), range(1)) for b in ("cond", "uncond")}
+        mask = torch.ones(2, 30, 30)
+        model(
+            latents,
+            torch.full((2,), 0.5),
+            torch.ones(2, 5, dtype=torch.long),
+            [],
+            {},
+            mask,
+            torch.arange(30).repeat(2, 1),
+        )
+    assert {(s.branch, s.rows) for s in watch.sites} == {("cond", range(2))}
 
 
 def test_generate_takes_class_labels_where_a_pipeline_has_no_prompts():

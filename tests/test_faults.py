@@ -1,4 +1,4 @@
-"""Long jobs meet faults: real processes are killed, disks fill, clocks jump, and no prompt is lost and none is double.
+"""Long jobs meet faults: real processes are killed, disks fill, and no prompt is lost and none is double.
 
 Most runs here draw numbers instead of images, a prompt's own number from its own seed, so that a fault can be tried
 often; the last ones are the toy model in a notebook, and a Dask cluster of separate processes.
@@ -154,22 +154,6 @@ def test_truncated_parts(tmp_path):
         work(tmp_path / "out", tmp_path / "again")
     assert (tmp_path / "again").read_text().split() == ["0", "6", "12", "18", "24"]
     check(tmp_path / "out", tmp_path / "again", faults=5)
-
-
-def test_a_clock_that_jumps(tmp_path, monkeypatch):
-    out, moments, now = tmp_path / "out", random.Random(2), time.time
-
-    def jump():
-        day = moments.choice([-400, -1, 1, 400]) * 86_400
-        monkeypatch.setattr(time, "time", lambda: now() + day)
-        for path in (out / "parts").iterdir():
-            os.utime(path, (moments.choice([0, 4e9]),) * 2)
-
-    for _ in range(5):
-        kill_after(start(out, tmp_path / "log", pause=0.1, between=jump, size=1), out, moments.random() * 0.05)
-        jump()
-    work(out, tmp_path / "log", between=jump, size=1)
-    check(out, tmp_path / "log", faults=10, size=1)
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def subjects(n=3, grid=GRID):
 def record_of(values, grid=GRID):
     """A record of one layer and step that holds values (image, N, K)."""
     record = Record(k=values.shape[-1])
-    record.sites[0, 0, 0] = torch.zeros(values.shape[::2], dtype=torch.long), torch.as_tensor(values)
+    record.sites[0, 0] = {0: (torch.zeros(values.shape[::2], dtype=torch.long), torch.as_tensor(values))}
     record.grid, record.branch, record.timesteps, record.names = grid, "cond", {0: 1.0}, {0: "blocks.0"}
     return record
 
@@ -176,7 +176,7 @@ def test_ranks_choose_channels_and_sites_are_joined():
     noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(0)).to(values)
     mixed = record_of(torch.cat([noise, values], -1))
     assert (token_masks(mixed, layer=0, ranks=range(5, 10))[0] == masks).all()
-    mixed.sites[0, 0, 1] = mixed.sites[0, 0, 0]
+    mixed.sites[0, 1] = mixed.sites[0, 0]
     mixed.names[1] = "blocks.1"
     one, two = (token_masks(mixed, layer=i, method="border", scaling="standard")[1] for i in (0, [0, 1]))
     np.testing.assert_allclose(two, one * np.sqrt(2), rtol=1e-5)  # the same channels twice
@@ -193,7 +193,7 @@ def test_nothing_is_clustered_twice(monkeypatch):
     assert len(calls) == 3
     token_masks(record, layer=0, seed=1)
     assert len(calls) == 6
-    record.sites[1, 0, 0] = record.sites[0, 0, 0]  # a second generation
+    record.sites[0, 0][1] = record.sites[0, 0][0]  # a second generation
     assert len(token_masks(record, layer=0)[0]) == 6
 
 
@@ -279,3 +279,21 @@ def test_mask_errors_name_what_is_wrong():
         token_masks(Record(), layer=0)
     with pytest.raises(ValueError, match="cannot be compared"):
         iou(np.ones((2, 3)), np.ones((3, 2)))
+
+
+def test_what_is_done_to_a_mask_leaves_the_next_one_alone():
+    record, _ = planted()
+    masks, heat = token_masks(record, layer=0)
+    kept = masks.copy(), heat.copy()
+    masks[...], heat[...] = False, 0
+    again = token_masks(record, layer=0)
+    assert (again[0] == kept[0]).all() and (again[1] == kept[1]).all()
+
+
+def test_the_oracle_is_the_better_side_of_the_split():
+    record, subject = planted()
+    way = {"standard": dict(scaling="standard", polarity="centre")}
+    table = measures.masks.overlaps(record, subject, way)
+    split = token_masks(record, layer=0, **way["standard"])[0]
+    best = np.maximum(iou(split, subject), iou(~split, subject))
+    np.testing.assert_allclose(table.sel(rule="oracle").squeeze(), best, rtol=1e-6)

@@ -44,12 +44,12 @@ def test_noise_is_read_without_confidence():
 
 def test_subject_masks_agree_with_exact_ones(renders):
     recorded, _, images, masks = renders
-    found = readout.subject_masks(images)
+    found = readout.segment(images)
     iou = (found & masks).sum((1, 2)) / (found | masks).sum((1, 2))
     assert found.shape == masks.shape and iou.mean() > recorded["segmenter mIoU"] - 0.01 > 0.94
 
 
-@pytest.mark.parametrize("evaluator", [readout.read_attributes, readout.subject_masks])
+@pytest.mark.parametrize("evaluator", [readout.read_attributes, readout.segment])
 def test_no_images_is_an_error(evaluator):
     with pytest.raises(ValueError, match="no images"):
         evaluator([])

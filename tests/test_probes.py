@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import xarray as xr
 from PIL import Image
 
 import massact_utils as mu
 import tiny
+from massact_utils.probes import record as record_module
 
 PROMPTS = ["a red star", "a blue circle on the left"]
 
@@ -326,3 +328,34 @@ def test_int8_weights():
     with mu.attach(pipe, mu.ChannelStats(), lambda x, s: x.clone()) as (stats, _):
         latents(pipe)
     assert stats.dataset().attrs["dtype"] == "bfloat16"
+
+
+def site_of(step=0, layer=0, generation=0):
+    return mu.Site(layer, "blocks.0", "single", step, 1.0, "cond", (2, 3), range(1), generation)
+
+
+def test_a_record_keeps_values_that_float16_does_not_hold(tmp_path):
+    record, tokens = mu.Record(k=2), torch.ones(1, 6, 4)
+    tokens[..., 1] = 3e5
+    record(tokens, site_of())
+    record(torch.ones(1, 6, 4), site_of(layer=1))
+    assert record[0, 0][1].max() == 3e5 and record[0, 1][1].dtype == torch.half
+    record.save(tmp_path / "a.safetensors")
+    assert mu.Record.load(tmp_path / "a.safetensors")[0, 0][1].max() == 3e5
+
+
+def test_a_record_of_given_channels_takes_the_first_k():
+    record = mu.Record(xr.DataArray([3, 0, 2], dims="rank"), k=2)
+    record(torch.ones(1, 6, 4), site_of())
+    assert record[0, 0][0].tolist() == [[3, 0]]
+    with pytest.raises(ValueError, match="k = 4 channels cannot be kept; allowed: 1 to 3"):
+        mu.Record(xr.DataArray([3, 0, 2], dims="rank"), k=4)
+
+
+def test_a_record_that_is_not_written_leaves_no_file(tmp_path, monkeypatch):
+    record = mu.Record(k=2)
+    record(torch.ones(1, 6, 4), site_of())
+    monkeypatch.setattr(record_module, "save_file", lambda tensors, path, header: path.write_bytes(b"half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        record.save(tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -46,6 +46,7 @@ def test_binder_is_the_root_environment_on_a_cpu():
     assert (root_pip, binder_pip) == (["-e ."], ["-e .."])  # pip runs beside the file
 
 
+@pytest.mark.slow
 def test_binder_builds_from_its_folder():
     """repo2docker, which is what Binder runs, reads the files and writes the Dockerfile; nothing is built."""
     pytest.importorskip("repo2docker", reason="needs repo2docker: pip install 'massact[test]'")

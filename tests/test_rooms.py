@@ -15,7 +15,7 @@ MAY_IMPORT = {  # room or module at the top -> what it may import besides itself
     "toyworld": set(),
     "models": {"places"},
     "prompts": {"places", "models"},
-    "probes": {"models"},
+    "probes": {"places", "models"},
     "measures": {"places", "toyworld", "models", "probes"},
     "results": {"places", "models"},
     "show": {"models", "probes", "measures", "results"},

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,8 @@ from PIL import Image
 
 import massact_utils as mu
 import tiny
-from massact_utils.results import provenance
+from massact_utils import places
+from massact_utils.results import provenance, storage
 from massact_utils.results.run import part_of
 
 PROMPTS = [f"prompt {i}" for i in range(10)]
@@ -342,3 +345,67 @@ def test_two_processes_share_a_folder_and_one_that_dies_leaves_its_batch_to_the_
     slow.wait()
     assert fast.communicate(timeout=60)[0].split() == [*"123450", "True"]
     slow.stdout.close()
+
+
+def test_a_table_with_parts_missing_is_not_given_out(tmp_path):
+    run = mu.Run(tmp_path, {"k": 1})
+    for batch in list(run.pending([f"prompt {i}" for i in range(10)], size=4))[:1]:
+        run.add(batch, table(batch))
+    with pytest.raises(mu.results.Incomplete, match="1 of 3 batches of 'part' are on disk: run the loop to its end"):
+        run.results()
+    with pytest.raises(mu.results.Incomplete, match="1 of 3"):
+        mu.Run(tmp_path, {"k": 1}).results()
+
+
+def test_a_folder_without_parameters_is_not_one_with_them(tmp_path):
+    mu.Run(tmp_path, {})
+    with pytest.raises(ValueError, match="k = '\\(none\\)' there, 5 here"):
+        mu.Run(tmp_path, {"k": 5})
+
+
+def test_results_of_another_evaluator_are_others(tmp_path, monkeypatch):
+    toy = tmp_path / "toy"
+    (toy / "clip").mkdir(parents=True)
+    (toy / "clip" / "model.safetensors").write_bytes(b"one")
+    monkeypatch.setattr(provenance.places, "data", lambda *names: tmp_path.joinpath(*names))
+    parameters = {"evaluator": "toy"}
+    default = mu.results.folder("", "x", parameters)
+    mu.Run(tmp_path / "mine", parameters)
+    (toy / "clip" / "model.safetensors").write_bytes(b"two")
+    assert mu.results.folder("", "x", parameters) != default
+    with pytest.raises(ValueError, match=r"files\.evaluator"):
+        mu.Run(tmp_path / "mine", parameters)
+
+
+def test_two_threads_are_never_inside_one_lock(tmp_path):
+    inside, most = [], []
+
+    def work(i):
+        for _ in range(20):
+            with storage.locked(tmp_path / "lock"):
+                inside.append(i)
+                most.append(len(inside))
+                time.sleep(0.001)
+                inside.remove(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(most) == 80 and max(most) == 1
+
+
+def test_a_second_thread_finds_a_batch_claimed(tmp_path):
+    with storage.claimed(tmp_path / "lock", wait=False) as mine:
+        with ThreadPoolExecutor(1) as pool:
+            assert mine and not pool.submit(lambda: storage.claimed(tmp_path / "lock", wait=False).__enter__()).result()
+        assert (tmp_path / "lock").exists()
+
+
+def test_files_in_the_making_have_names_of_their_own(tmp_path):
+    """Two machines may have the same process number."""
+    with places.whole(tmp_path / "a") as one, places.whole(tmp_path / "a") as other:
+        assert one != other
+        one.write_text("1"), other.write_text("2")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -163,7 +163,8 @@ def test_executed_to_the_end_without_all_results_is_a_failure(folder, capfd):
         folder / "lazy.ipynb", GUARD, LOOPS.replace("    run.add(batch", "    batch.index or run.add(batch", 1)
     )
     assert sweep.main([notebook, "--out", "runs"]) == 1
-    assert "lazy.ipynb failed: executed, but 4 of 8 batches are on disk" in capfd.readouterr().out
+    told = capfd.readouterr().out
+    assert "lazy.ipynb failed" in told and "1 of 5 batches of 'first' are on disk: run the loop to its end" in told
 
 
 def test_without_dask_several_workers_are_refused_and_one_does_its_work(folder, monkeypatch, capsys):
@@ -188,3 +189,12 @@ def test_a_grid_on_two_local_workers(folder, capfd):
     assert "runs/a/k=3/a.unfinished.ipynb" in told
     for k in (1, 2):
         assert f"k is {k}" in (folder / "runs" / "a" / f"k={k}" / "a.html").read_text()
+
+
+def test_an_error_whose_name_begins_alike_is_no_waiting_shard(folder, capfd):
+    code = "import http.client\nraise http.client.IncompleteRead(b'')"
+    notebook = write_notebook(folder / "read.ipynb", code)
+    assert sweep.execute(notebook, "runs", [], shard="1/2", quiet=True).state == "failed"
+    waits = write_notebook(folder / "waits.ipynb", "import massact_utils as mu\nraise mu.results.Incomplete('others')")
+    assert sweep.execute(waits, "runs", [], shard="1/2", quiet=True).state == "waiting"
+    assert sweep.execute(waits, "runs", [], quiet=True).state == "failed"

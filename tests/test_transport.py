@@ -270,7 +270,7 @@ def by_hand(images=1, grid=(2, 4), width=6, ids=(1, 4), value=10.0):
     """A record of constant values: image i holds value * (i + 1) in its channels."""
     record = mu.Record(k=len(ids))
     values = value * torch.arange(1, images + 1)[:, None, None].expand(images, grid[0] * grid[1], len(ids)).float()
-    record.sites = {(0, 0, 0): (torch.tensor([ids] * images), values)}
+    record.sites = {(0, 0): {0: (torch.tensor([ids] * images), values)}}
     record.timesteps, record.names, record.grid, record.branch = {0: 1000.0}, {0: Here.name}, grid, "cond"
     return record
 

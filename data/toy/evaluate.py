@@ -36,7 +36,7 @@ def on_renders(split: str) -> dict:
     """The evaluators on fresh renders: accuracy per attribute, and the segmenter's mIoU."""
     scenes = toyworld.sample(1024, seed=SEED, split=split)
     images, masks = toyworld.render(scenes, seed=SEED)
-    found = readout.subject_masks(images)
+    found = readout.segment(images)
     iou = (found & masks).sum((1, 2)) / (found | masks).sum((1, 2))
     return accuracy(images, scenes) | {"segmenter mIoU": round(float(iou.mean()), 4)}
 

@@ -50,7 +50,7 @@ def token_masks(
         raise ValueError("the Record has seen no tokens: generate inside `with mu.attach(pipe, record):` first")
     sites = [(s, i) for s in _recorded(step, record.steps) for i in _recorded(layer, record.layers)]
     chosen = None if ranks is None else tuple(map(int, ranks))
-    key = (*sites, chosen, method, scaling, absolute, seed, len(record.sites))
+    key = (*sites, chosen, method, scaling, absolute, seed, *(len(record.sites.get(site, ())) for site in sites))
     border = border_of(record.grid).ravel()
     if key not in record.clusters:
         parts = [record[site][1] if chosen is None else record[site][1][..., list(chosen)] for site in sites]
@@ -62,7 +62,7 @@ def token_masks(
     side, heat = record.clusters[key]
     masks = side if method == "border" else _foreground(side, heat, polarity, record.grid)
     shape = len(masks), *record.grid
-    return masks.reshape(shape), heat.reshape(shape)
+    return masks.reshape(shape).copy(), heat.reshape(shape).copy()  # what leaves is not what the record keeps
 
 
 def overlaps(record, subject, arms: dict, *, seed: int = 0) -> xr.DataArray:
@@ -74,14 +74,13 @@ def overlaps(record, subject, arms: dict, *, seed: int = 0) -> xr.DataArray:
     dims = dict(rule=[*POLARITIES, "oracle"], arm=[*arms], layer=record.layers, step=record.steps)
     value = np.empty((len(subject), *map(len, dims.values())), np.float32)
     for (a, how), (i, layer), (j, step) in product(*map(enumerate, (arms.values(), record.layers, record.steps))):
-        for r, rule in enumerate(dims["rule"]):
-            if isinstance(how, dict):
-                polarity = "border" if rule == "oracle" else rule
-                masks, _ = token_masks(record, layer=layer, step=step, seed=seed, **{"polarity": polarity} | how)
-            else:
-                masks = np.broadcast_to(how, np.shape(subject))
-            value[:, r, a, i, j] = iou(masks, subject)
-        value[:, r, a, i, j] = np.fmax(value[:, r, a, i, j], iou(~masks, subject))
+        if isinstance(how, dict):
+            ways = ({"polarity": polarity} | how for polarity in POLARITIES)
+            masks = [token_masks(record, layer=layer, step=step, seed=seed, **way)[0] for way in ways]
+        else:
+            masks = [np.broadcast_to(how, np.shape(subject))] * len(POLARITIES)
+        value[:, :-1, a, i, j] = np.stack([iou(mask, subject) for mask in masks], 1)
+        value[:, -1, a, i, j] = np.fmax(iou(masks[0], subject), iou(~masks[0], subject))  # the oracle
     return xr.DataArray(value, dims, ("image", *dims), name="iou")
 
 

@@ -9,7 +9,8 @@
 | `band_errors`: layout and detail | 0: the same, 1: erased, 1.4: unrelated | relative error in two bands of the DCT |
 | `collapsed` | yes or no | flat, or no closer to its prompt than to others; defined there |
 
-An evaluator is "toy", a Hub id or a folder: a CLIP or SigLIP reads text and images, an encoder such as DINOv2 images
+An evaluator is "toy", a folder, or a Hub id, best with a revision (owner/name@commit), so that results of another state
+of it are not taken for the same: a CLIP or SigLIP reads text and images, an encoder such as DINOv2 images
 alone. ToyWorld's own, a CLIP and a segmenter that finds the subject, are standard transformers classes under data/toy,
 trained on the same world and scored by data/toy/evaluate.py. They run in float32 on cuda where there is one, as `load`
 does, or on `device`.
@@ -54,8 +55,8 @@ def batches(images):
 @cache
 def encoder(name: str, device: str):
     """Model, image processor and tokenizer (None where it reads no text) of an evaluator, on a device."""
-    where = toy("clip") if name == "toy" else name
-    options = dict(trust_remote_code=False)
+    where, _, revision = (str(toy("clip")) if name == "toy" else name).partition("@")
+    options = dict(trust_remote_code=False) | ({"revision": revision} if revision else {})
     try:
         with quiet(Path(where).is_dir()):
             model = AutoModel.from_pretrained(where, dtype=torch.float32, use_safetensors=True, **options)
@@ -68,6 +69,11 @@ def encoder(name: str, device: str):
             f"encoder with safetensors. The reason: {str(error).partition(chr(10))[0]}"
         ) from error
     return model.to(device).eval(), processor, tokenizer
+
+
+def unload() -> None:
+    """Forget the evaluators, so that their memory is free; the next measure loads them again."""
+    encoder.cache_clear()
 
 
 def chosen_device(device) -> str:

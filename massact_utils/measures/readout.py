@@ -59,7 +59,7 @@ def read_attributes(images, *, device=None) -> pd.DataFrame:
 
 
 @torch.no_grad()
-def subject_masks(images, *, device=None) -> np.ndarray:
+def segment(images, *, device=None) -> np.ndarray:
     """The subject's mask in each image by the ToyWorld segmenter: (B, H, W) bool, at the images' own size.
 
     Raises ValueError for no images, FileNotFoundError when the evaluator is not there.

@@ -20,9 +20,10 @@ def gathered(stats: ChannelStats, record: Record, images, words: ChannelStats | 
 
     `words` are the text stream's statistics, kept as text_abs and text_sq (image, step, text_layer, channel).
     """
-    for image in images:
+    small = [image.convert("RGB") for image in images]  # copies: the caller's stay as they are
+    for image in small:
         image.thumbnail((128, 128))
-    pictures = np.stack([np.asarray(image.convert("RGB")) for image in images]).astype(np.int16)  # NetCDF has no uint8
+    pictures = np.stack([np.asarray(image) for image in small]).astype(np.int16)  # NetCDF has no uint8
     table = stats.dataset().assign(maps=maps(record), picture=(("image", "y", "x", "rgb"), pictures))
     table.attrs |= {"grid": list(record.grid)}
     if words is None:
@@ -58,7 +59,7 @@ def maps(record: Record, most: int = 4) -> xr.DataArray:
     return xr.DataArray(values.transpose(2, 0, 1, 4, 3), at, dims, name="maps")
 
 
-def coverage(maps: xr.DataArray, level: xr.DataArray) -> np.ndarray:
+def share_above(maps: xr.DataArray, level: xr.DataArray) -> np.ndarray:
     """Share of the tokens on which |activation| is over a level, per prompt: (prompt, ..., token) -> (prompt).
 
     `level` (prompt, seed, step, layer) is looked up at the maps' own steps and layers.

@@ -99,7 +99,7 @@ class Reader:
         same = key == last and (not self.bare or _same(latents, self.latents))
         back = at < last[0] if last and at is not None else self.bare and key == self.first and not same
         if last is None or schedule is not self.schedule or back:
-            self.generation, self.schedule, self.first, self.twins = next(_generations), schedule, key, None
+            self.generation, self.schedule, self.first = next(_generations), schedule, key
             self.timesteps = [] if schedule is None else schedule.tolist()
             self.step, self.passes = at or 0, 0
             self.steps = pick("step", self.chosen, sys.maxsize if self.bare else self._count())
@@ -120,27 +120,41 @@ class Reader:
     def _branches(self, transformer, given) -> list[tuple[str, slice]]:
         """The branches in one call, each with its rows: [(branch, slice)].
 
-        Where guidance doubles the batch, its parts are the same latents; elsewhere the first pass of a step is
-        conditional, the second unconditional. Any other pass is "extra".
+        Where guidance doubles the batch, the call has as many parts as its batch is times the pipeline's own; elsewhere
+        the first pass of a step is conditional, the second unconditional. Any other pass is "extra".
         """
-        latents, order = given["hidden_states"], family_of(transformer).doubled
-        total = len(latents)
-        if order and self.passes == 0 and getattr(self.pipe, "do_classifier_free_guidance", True):
-            for parts in range(len(order), 1, -1):
-                n = total // parts
-                if total % parts == 0 and all(_same(latents[:n], latents[i : i + n]) for i in range(n, total, n)):
-                    if order == UNKNOWN:
-                        raise TypeError(
-                            f"{type(transformer).__name__} is not a known Diffusion Transformer, and which half of its "
-                            "doubled batch is conditional cannot be inferred; generate without guidance, or add a row "
-                            "for it to FAMILIES in massact_utils/models/families.py"
-                        )
-                    self.twins = total
-                    return [(branch, slice(i * n, (i + 1) * n)) for i, branch in enumerate(order[:parts])]
-            if self.twins == total and not hasattr(self.pipe, "do_classifier_free_guidance"):
-                raise RuntimeError(
-                    "rows that began with the same noise looked like the two branches of guidance, and then parted; "
-                    "give every row its own seed, or one prompt to a call"
+        order, total = family_of(transformer).doubled, len(given["hidden_states"])
+        n = self._rows(transformer, given["hidden_states"]) if order and self.passes == 0 else total
+        if n < total and total % n == 0:
+            if order == UNKNOWN:
+                raise TypeError(
+                    f"{type(transformer).__name__} is not a known Diffusion Transformer, and which half of its doubled "
+                    "batch is conditional cannot be inferred; generate without guidance, or add a row for it to "
+                    "FAMILIES in massact_utils/models/families.py"
                 )
+            return [(branch, slice(i * n, (i + 1) * n)) for i, branch in enumerate(order[: total // n])]
         by_pass = ("cond", "extra") if order and order != UNKNOWN else ("cond", "uncond", "extra")
         return [(by_pass[min(self.passes, len(by_pass) - 1)], slice(0, total))]
+
+    def _rows(self, transformer, latents) -> int:
+        """Images that are generated together: the rows of the pipeline's own latents, as its running call holds them.
+
+        Equal halves of the batch say nothing: rows may share their noise. A transformer that is called by no pipeline
+        has as many rows as its call, unless the pipeline it belongs to says that it guides.
+        """
+        frame = sys._getframe()
+        while frame is not None:
+            caller = frame.f_locals.get("self")
+            if caller is self.pipe or (self.bare and caller is not transformer and _owns(caller, transformer)):
+                own = frame.f_locals.get("latents")
+                if isinstance(own, (torch.Tensor, list)):
+                    return len(own)
+            frame = frame.f_back
+        guides = not self.bare and getattr(self.pipe, "do_classifier_free_guidance", False)
+        half = len(latents) // 2
+        return half if guides and len(latents) % 2 == 0 and _same(latents[:half], latents[half:]) else len(latents)
+
+
+def _owns(caller, transformer) -> bool:
+    """Whether an object is a pipeline of this transformer."""
+    return not isinstance(caller, torch.nn.Module) and getattr(caller, "transformer", None) is transformer

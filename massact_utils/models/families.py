@@ -8,6 +8,7 @@ class.
 import math
 from collections.abc import Callable
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -211,6 +212,9 @@ FAMILIES = {
 }
 
 
+INFERRED = WeakKeyDictionary()  # a transformer of a class that is not in the table -> what its first call showed
+
+
 def transformers_of(pipe) -> list[tuple[torch.nn.Module, str | None]]:
     """The transformers of a pipeline, or a bare one, each with the branch it is bound to (None: told by the call)."""
     if isinstance(pipe, torch.nn.Module):
@@ -229,8 +233,10 @@ def transformers_of(pipe) -> list[tuple[torch.nn.Module, str | None]]:
 
 
 def family_of(transformer) -> Family:
-    """The row of FAMILIES for a transformer. Raises TypeError for a class that is not in the table."""
+    """The row of FAMILIES for a transformer, or what its first call showed. Raises TypeError where there is neither."""
     name = type(transformer).__name__
+    if transformer in INFERRED:
+        return INFERRED[transformer]
     if name not in FAMILIES:
         raise TypeError(
             f"{name} is not a known Diffusion Transformer; known: {', '.join(sorted(FAMILIES))}. "

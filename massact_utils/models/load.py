@@ -208,6 +208,7 @@ def defaults(pipe) -> dict:
 def generate(pipe, prompts, *, seeds=0, **call) -> list:
     """Images of one prompt or many: list[PIL.Image]; row i's noise is drawn on the CPU from seeds[i] alone.
 
+    An int is seed + position, as in `Run`, so that no two rows share their noise; a list gives each row its own seed.
     `call` goes to the pipeline over the known model's defaults (steps, guidance, size). Raises ValueError, before
     anything is generated, for an empty list, an empty prompt, a prompt the tokenizer would cut, seeds of another
     length; TypeError for call arguments the pipeline does not take and for prompts that are not text.
@@ -227,9 +228,9 @@ def generate(pipe, prompts, *, seeds=0, **call) -> list:
     wrong = [p for p in prompts if not isinstance(p, str if target == "prompt" else int)]
     if wrong:
         raise TypeError(f"prompt {wrong[0]!r} is not {'text' if target == 'prompt' else 'a class label (int)'}")
-    seeds = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
+    seeds = [seeds + i for i in range(len(prompts))] if isinstance(seeds, int) else list(seeds)
     if len(seeds) != len(prompts):
-        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one seed, or one for each")
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give the first seed, or one for each")
     call = {name: value for name, value in defaults(pipe).items() if name in accepted} | call
     if target == "prompt":
         check_lengths(

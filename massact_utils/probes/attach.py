@@ -15,7 +15,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ..models.calls import Reader, pick
-from ..models.families import FAMILIES, UNKNOWN, cut, family_of, members, paste, target_tokens, transformers_of
+from ..models.families import FAMILIES, INFERRED, cut, members, paste, target_tokens, transformers_of
 from ..models.infer import infer
 
 
@@ -49,10 +49,11 @@ def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image"):
 
     `pipe` is a pipeline or a bare transformer. `layers` and `steps` are ints (negative from the end), slices or
     lists; None is all. `branch` is "cond", "uncond" or "both" (every pass); None is "cond" for a probe whose
-    attribute `edits` is False, and "both" for any other. `stream="text"` takes the text tokens of dual-stream blocks.
+    attribute `edits` is False, and "both" for any other. Whether guidance doubles the batch is read off the pipeline's
+    running call; a bare transformer's rows are one branch. `stream="text"` takes the text tokens of dual-stream blocks.
     Gives the probe, or a tuple of them; no hook is left afterwards. Raises ValueError or TypeError, before anything
-    is generated, for what does not exist; for a step that does not exist at the transformer's first call;
-    FloatingPointError for tokens that are not finite.
+    is generated, for what does not exist; for a step that does not exist at the transformer's first call; RuntimeError
+    for a probe that writes into its tokens and does not return them; FloatingPointError for tokens that are not finite.
     """
     if not probes or not all(map(callable, probes)):
         raise TypeError(f"probes have to be callables probe(tokens, site), at least one; got {probes!r}")
@@ -74,7 +75,7 @@ def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image"):
                 handles.append(module.register_forward_hook(hook))
 
     def learn(transformer, args, kwargs):  # a class that is not in the table shows its layout at its first call
-        FAMILIES[type(transformer).__name__] = infer(transformer, args, kwargs)
+        INFERRED[transformer] = infer(transformer, args, kwargs)
         install(transformer)
         learning.pop(transformer).remove()
 
@@ -82,7 +83,7 @@ def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image"):
     try:
         for transformer, bound in transformers_of(pipe):
             _refuse(transformer)
-            if type(transformer).__name__ in FAMILIES and family_of(transformer).doubled != UNKNOWN:
+            if type(transformer).__name__ in FAMILIES:
                 install(transformer)
             else:
                 learning[transformer] = transformer.register_forward_pre_hook(learn, with_kwargs=True)
@@ -146,6 +147,11 @@ def _check_finite(reader, transformer, args, kwargs, output):
     )
 
 
+def _version(tokens) -> int:
+    """A number that changes when a tensor is written to; in inference mode torch keeps none, and it stays -1."""
+    return -1 if tokens.is_inference() else tokens._version
+
+
 @torch.compiler.disable
 def _on_block(reader, probes, block, part, stream, module, inputs, output):
     """Show the target's tokens of one block to the probes, branch by branch, and write back what they return."""
@@ -165,22 +171,27 @@ def _on_block(reader, probes, block, part, stream, module, inputs, output):
         watching = [p for p, wanted in probes if wanted in (branch, "both")]
         if not watching:
             continue
-        before = tokens = cut(whole, rows, start, n)  # B N D
+        tokens, written = cut(whole, rows, start, n), False  # B N D
         grid = layout.grid if stream == "image" else (1, n)
         site = Site(
             *(block.index, block.name, block.kind, reader.step, reader.timestep, branch, grid),
             *(range(rows.stop - rows.start), reader.generation),
         )
         for probe in watching:
+            before = _version(tokens)
             answer = probe(tokens, site)
-            if answer is not None:
+            if answer is None and _version(tokens) != before:
+                raise RuntimeError(
+                    f"{probe} changed the tokens at {block.name} in place and returned None; return them"
+                )
+            if answer is not None and (answer is not tokens or _version(tokens) != before or before == -1):
                 if getattr(answer, "shape", None) != tokens.shape:
                     got = tuple(answer.shape) if hasattr(answer, "shape") else repr(answer)
                     raise ValueError(
                         f"{probe} returned {got} at {block.name}; wanted: {tuple(tokens.shape)} as given, or None"
                     )
-                tokens = answer.to(whole.dtype)
-        if tokens is not before:
+                tokens, written = answer.to(whole.dtype), True
+        if written:
             edited = paste(whole if edited is None else edited, rows, start, tokens)
     if edited is None or place is None:
         return edited

@@ -35,15 +35,80 @@ def _quantile(tokens: torch.Tensor, q: float) -> torch.Tensor:
     return torch.lerp(tail[:, -1], tail[:, 0], place - below)
 
 
+class EachImage:
+    """Statistics of every image, the running generation's on the device; what is finished goes to the host."""
+
+    dims = ("image", "step", "layer", "channel")
+
+    def __init__(self, names):
+        self.names, self.generations = names, {}  # generation -> {(step, layer): names B D}
+
+    def add(self, site, new):
+        if site.generation not in self.generations and self.generations:
+            self.fetch(next(reversed(self.generations.values())))
+        self.generations.setdefault(site.generation, {})[site.step, site.layer] = new
+
+    def fetch(self, cells):
+        """Bring a generation's cells to the host in one transfer."""
+        cells.update(zip(cells, torch.stack(list(cells.values())).cpu(), strict=True))
+
+    def table(self, steps, layers) -> tuple[list[str], np.ndarray]:
+        """Names of variables, and their values (variable, image, step, layer, channel); nan where nothing was seen."""
+        self.fetch(next(reversed(self.generations.values())))
+        batches = [next(iter(cells.values())).shape[1:] for cells in self.generations.values()]  # B D
+        values = np.full((len(self.names), sum(b for b, _ in batches), len(steps), len(layers), batches[0][1]), np.nan)
+        values, first = values.astype(np.float32), 0
+        for cells, (batch, _) in zip(self.generations.values(), batches, strict=True):
+            for (step, layer), cell in cells.items():
+                values[:, first : first + batch, steps.index(step), layers.index(layer)] = cell.numpy()
+            first += batch
+        return self.names, values
+
+
+class Pooled:
+    """Means and variances over images by Chan's update, so that memory does not grow with images or generations."""
+
+    dims = ("step", "layer", "channel")
+
+    def __init__(self, names):
+        self.names, self.cells = names, {}  # (step, layer) -> images, means, squared deviations, maximum
+        self.means = [i for i, name in enumerate(names) if name != "max_abs"]
+
+    def add(self, site, new):
+        batch, mean, top = new.shape[1], new.mean(1), new[self.names.index("max_abs")].amax(0)
+        spread = (new - mean[:, None]).square().sum(1)
+        if (site.step, site.layer) in self.cells:
+            n, old, old_spread, old_top = self.cells[site.step, site.layer]
+            step = mean - old
+            spread = old_spread + spread + step.square() * (n * batch / (n + batch))
+            mean, top, batch = old + step * (batch / (n + batch)), torch.maximum(old_top, top), n + batch
+        self.cells[site.step, site.layer] = batch, mean, spread, top
+
+    def table(self, steps, layers) -> tuple[list[str], np.ndarray]:
+        """Names of variables, variances last, and their values (variable, step, layer, channel)."""
+        names = self.names + [f"{self.names[i]}_var" for i in self.means]
+        found = (
+            torch.stack([torch.cat([m, spread, top[None]]) for _, m, spread, top in self.cells.values()]).cpu().numpy()
+        )
+        values = np.full((len(names), len(steps), len(layers), found.shape[-1]), np.nan, np.float32)
+        n = len(self.names)
+        for (step, layer), (images, *_), cell in zip(self.cells, self.cells.values(), found, strict=True):
+            at = steps.index(step), layers.index(layer)
+            values[:n, *at] = cell[:n]
+            values[self.names.index("max_abs"), *at] = cell[-1]
+            values[n:, *at] = cell[[n + i for i in self.means]] / (images - 1) if images > 1 else np.nan
+        return names, values
+
+
 class ChannelStats:
     """A probe that reads: four statistics per channel over the image tokens, for every layer and step it sees.
 
-    They are reduced on the tokens' device, with float32 accumulation; `dataset()` makes the one transfer. With
+    They are reduced on the tokens' device, with float32 accumulation, and fetched once a generation. With
     `per_image=False` images are not kept apart: memory then grows with steps, layers and channels alone, and the
     table gains the variance over images. The paper (arXiv 2605.13974) selects by the "absolute channel mean across
     image tokens", which may be `mean_abs` or the absolute value of `mean`; both are here. `quantile`, as in 0.999, adds
-    that quantile of the absolute values over an image's tokens, exactly, as `quantile_abs`; it costs a partial sort, so
-    it is off. One branch and one schedule to a table, else ValueError.
+    that quantile of the absolute values over an image's tokens, exactly, as `quantile_abs`; it needs a partial sort and
+    is off by default. One branch and one schedule to a table, else ValueError.
     """
 
     edits = False
@@ -51,10 +116,10 @@ class ChannelStats:
     def __init__(self, per_image: bool = True, quantile: float | None = None):
         if quantile is not None and not 0 < quantile < 1:
             raise ValueError(f"quantile {quantile!r} is not possible; allowed: between 0 and 1, as in 0.999")
-        self.per_image, self.quantile = per_image, quantile
-        self.names = [*STATISTICS] if quantile is None else [*STATISTICS, "quantile_abs"]
-        self.cells = {}  # (generation, step, layer) -> names B D, or (step, layer) -> [images, mean, spread, max]
-        self.images, self.seen = {}, set()  # generation -> its batch
+        self.quantile = quantile
+        names = [*STATISTICS] if quantile is None else [*STATISTICS, "quantile_abs"]
+        self.kept = EachImage(names) if per_image else Pooled(names)
+        self.generation, self.seen, self.images = None, set(), 0  # of the running generation: its sites
         self.timesteps, self.layers = {}, {}
         self.branch = self.dtype = None
 
@@ -70,24 +135,15 @@ class ChannelStats:
                 "take another ChannelStats for another schedule"
             )
         self.layers[site.layer] = site.name, site.kind
-        self.images[site.generation] = len(tokens)
-        if (site.generation, site.step, site.layer) in self.seen:  # gradient checkpointing runs a block again
+        if site.generation != self.generation:
+            self.generation, self.seen, self.images = site.generation, set(), self.images + len(tokens)
+        if (site.step, site.layer) in self.seen:  # gradient checkpointing runs a block again
             return
-        self.seen.add((site.generation, site.step, site.layer))
+        self.seen.add((site.step, site.layer))
         new = _moments(tokens.detach())  # names B D
         if self.quantile is not None:
             new = torch.cat([new, _quantile(tokens.detach(), self.quantile)[None]])
-        if self.per_image:
-            self.cells[site.generation, site.step, site.layer] = new
-            return
-        batch, mean, top = new.shape[1], new.mean(1), new[2].amax(0)
-        spread = (new - mean[:, None]).square().sum(1)
-        if (site.step, site.layer) in self.cells:  # Chan's update of mean and squared deviations
-            n, old, old_spread, old_top = self.cells[site.step, site.layer]
-            step = mean - old
-            spread = old_spread + spread + step.square() * (n * batch / (n + batch))
-            mean, top, batch = old + step * (batch / (n + batch)), torch.maximum(old_top, top), n + batch
-        self.cells[site.step, site.layer] = [batch, mean, spread, top]
+        self.kept.add(site, new)
 
     def dataset(self) -> xr.Dataset:
         """The table: mean_abs, mean, max_abs, mean_sq over dims (image, step, layer, channel), float32.
@@ -96,49 +152,23 @@ class ChannelStats:
         over images of the others (mean_abs_var ...). Sites that were not visited are nan. Raises RuntimeError
         before any forward.
         """
-        if not self.cells:
+        if not self.images:
             raise RuntimeError(
                 "ChannelStats has seen no tokens: generate inside `with mu.attach(pipe, stats):` before .dataset()"
             )
         steps, layers = sorted(self.timesteps), sorted(self.layers)
-        at = {site: (steps.index(site[-2]), layers.index(site[-1])) for site in self.cells}
-        width = next(iter(self.cells.values()))[0 if self.per_image else 1].shape[-1]
-        offset = dict(zip(self.images, np.cumsum([0, *self.images.values()]), strict=False))
-        means = [i for i, name in enumerate(self.names) if name != "max_abs"]
-        variables = self.names + [f"{self.names[i]}_var" for i in means if not self.per_image]
-        shape = (sum(self.images.values()), len(steps), len(layers), width)
-        values = np.full((len(variables), *shape[0 if self.per_image else 1 :]), np.nan, np.float32)
-        sites = list(self.cells)
-        if self.per_image:
-            table = torch.cat([self.cells[site] for site in sites], dim=1).cpu().numpy()  # names rows D
-            row = 0
-            for site in sites:
-                n, first = self.images[site[0]], offset[site[0]]
-                values[:, first : first + n, *at[site]] = table[:, row : row + n]
-                row += n
-        else:
-            table = (
-                torch.stack([torch.cat([mean, spread, top[None]]) for _, mean, spread, top in self.cells.values()])
-                .cpu()
-                .numpy()
-            )
-            n = len(self.names)
-            for site, cell in zip(sites, table, strict=True):  # means, spreads, maximum: 2 n + 1, D
-                values[means, *at[site]], values[2, *at[site]] = cell[means], cell[-1]
-                freedom = self.cells[site][0] - 1
-                values[n:, *at[site]] = cell[[n + i for i in means]] / freedom if freedom else np.nan
-        dims = ("image", "step", "layer", "channel")[0 if self.per_image else 1 :]
+        names, values = self.kept.table(steps, layers)
         data = xr.Dataset(
-            {name: (dims, value) for name, value in zip(variables, values, strict=True)},
+            {name: (self.kept.dims, value) for name, value in zip(names, values, strict=True)},
             {
                 "step": steps,
                 "layer": layers,
-                "channel": np.arange(width),
+                "channel": np.arange(values.shape[-1]),
                 "timestep": ("step", [self.timesteps[s] for s in steps]),
                 "name": ("layer", [self.layers[i][0] for i in layers]),
                 "kind": ("layer", [self.layers[i][1] for i in layers]),
             },
-            {"images": shape[0], "branch": self.branch, "dtype": str(self.dtype).removeprefix("torch.")}
+            {"images": self.images, "branch": self.branch, "dtype": str(self.dtype).removeprefix("torch.")}
             | ({"quantile": self.quantile} if self.quantile else {}),
         )
         if self.dtype == torch.float16:
@@ -148,7 +178,7 @@ class ChannelStats:
                     f"{full} of {data.max_abs.size} channel entries reached 65504, float16's limit; load with bfloat16",
                     stacklevel=2,
                 )
-        return data.assign_coords(image=np.arange(shape[0])) if self.per_image else data
+        return data.assign_coords(image=np.arange(self.images)) if "image" in data.dims else data
 
 
 def score(data: xr.Dataset, name: str = "mean_abs") -> xr.DataArray:
@@ -207,7 +237,7 @@ def select_channels(scores: xr.DataArray, k: int = 12, *, which: str = "top", se
     """Ids of k channels for every leading index of a score: DataArray (..., channel) -> (..., rank).
 
     "top" and "bottom" have the largest and the smallest scores, most extreme first. "random" draws from all channels,
-    "matched" from those outside the top k, so that a control never contains what it is compared with; both draw anew
+    "outside" from those outside the top k, so that a control never contains what it is compared with; both draw anew
     for every leading index, from `seed` alone. Selection per layer is the paper's (arXiv 2605.13974). Raises
     ValueError for an unknown `which`, a score without a channel dim, nan scores, and k below 1 or above the number of
     channels that can be chosen.
@@ -216,13 +246,13 @@ def select_channels(scores: xr.DataArray, k: int = 12, *, which: str = "top", se
     >>> select_channels(scores, k=2).values.tolist()
     [[1, 3]]
     """
-    if which not in ("top", "bottom", "random", "matched"):
-        raise ValueError(f"which {which!r} is unknown; allowed: top, bottom, random, matched")
+    if which not in ("top", "bottom", "random", "outside"):
+        raise ValueError(f"which {which!r} is unknown; allowed: top, bottom, random, outside")
     if "channel" not in getattr(scores, "dims", ()):
         raise ValueError(f"scores need a dim 'channel'; got {getattr(scores, 'dims', type(scores).__name__)}")
     scores = scores.transpose(..., "channel")
     width = scores.sizes["channel"]
-    most = width // 2 if which == "matched" else width
+    most = width // 2 if which == "outside" else width
     if not 1 <= k <= most:
         raise ValueError(f"k = {k} channels cannot be chosen as {which!r} from {width}; allowed: 1 to {most}")
     if scores.isnull().any():
@@ -230,8 +260,8 @@ def select_channels(scores: xr.DataArray, k: int = 12, *, which: str = "top", se
             "scores contain nan: layers or steps that were not visited, or tokens that were not finite; drop them first"
         )
     order = np.argsort(-scores.values if which != "bottom" else scores.values, axis=-1, kind="stable")  # ... channel
-    if which in ("random", "matched"):
-        pool = order[..., k:] if which == "matched" else order
+    if which in ("random", "outside"):
+        pool = order[..., k:] if which == "outside" else order
         order = np.random.default_rng(seed).permuted(pool, axis=-1)
     ids = scores.coords["channel"].values[order[..., :k]] if "channel" in scores.coords else order[..., :k]
     kept = {name: c for name, c in scores.coords.items() if "channel" not in c.dims}

@@ -4,14 +4,14 @@ import numpy as np
 import torch
 import xarray as xr
 
-MODES = ("zero", "mean", "scale", "sign")
+MODES = ("zero", "mean")
 
 
 class Disrupt:
     """A probe that edits: chosen channels move from x towards a target, x + strength * (target - x), at every site.
 
-    The target is 0 ("zero"), the channel's mean over the image's own tokens ("mean"), 2 x ("scale") or -x ("sign"), so
-    strength is a dose: 0 changes nothing, 1 is the full edit. `channels`, as from `select_channels`, is a DataArray
+    The target is 0 ("zero") or the channel's mean over the image's own tokens ("mean"), so strength is a dose: 0
+    changes nothing, 1 is the full edit. `channels`, as from `select_channels`, is a DataArray
     (rank), (layer, rank) or (step, layer, rank), or a list of channel ids; with the dim channel in rank's place it
     holds a dose for each channel, as from `matched_channels`. `arms` replaces it by one such set (or None: untouched)
     for each row of the batch, so that all arms of a comparison share noise and one forward. `strength` is a number, a
@@ -40,7 +40,7 @@ class Disrupt:
         self.strengths = [_as_strength(s) for s in strengths]
         self.named = {dim for array in [*self.sets, *self.strengths] if array is not None for dim in array.dims}
         self.doses = {}  # (layer, step, device, dtype, width) -> rows 1 D
-        self.shares = []  # rows, for each site
+        self.generation, self.moved = None, []  # of the last generation: shares (rows,), one for each site
 
     def __call__(self, tokens, site):
         if not self.shared and len(tokens) != len(self.sets):
@@ -48,24 +48,25 @@ class Disrupt:
         dose = self._dose(tokens, site)  # rows 1 D
         if self.mode == "zero":
             edited = tokens * (1 - dose)
-        elif self.mode == "mean":
-            edited = torch.lerp(tokens, tokens.mean(1, keepdim=True), dose)
         else:
-            edited = tokens * (1 + dose) if self.mode == "scale" else tokens * (1 - 2 * dose)
+            edited = torch.lerp(tokens, tokens.mean(1, keepdim=True), dose)
         norm = torch.linalg.vector_norm
         changed, whole = (norm(x.detach(), dim=(1, 2), dtype=torch.float32).square() for x in (edited - tokens, tokens))
-        self.shares.append(changed / whole)
+        generation = getattr(site, "generation", None)
+        if generation != self.generation:
+            self.generation, self.moved = generation, []
+        self.moved.append(changed / whole)
         return edited
 
     def changed(self) -> np.ndarray:
-        """Share of its squared norm by which each row was moved, averaged over the sites so far: (rows,).
+        """Share of its squared norm by which each row of the last generation was moved, averaged over sites: (rows,).
 
         By this the doses of two arms can be compared as they happened, with all earlier edits in effect. Raises
         RuntimeError before any forward.
         """
-        if not self.shares:
+        if not self.moved:
             raise RuntimeError("Disrupt has seen no tokens: generate inside `with mu.attach(pipe, disrupt):` first")
-        return torch.stack(self.shares).mean(0).cpu().numpy()
+        return torch.stack(self.moved).mean(0).cpu().numpy()
 
     def _dose(self, tokens, site) -> torch.Tensor:
         """The dose of every channel in each row: (rows, 1, D), made once for each site that the sets tell apart."""

@@ -1,7 +1,6 @@
 """Record: a few channels of every image token, kept site by site, saved and loaded as safetensors."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -9,13 +8,16 @@ import xarray as xr
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ..places import whole
+
 
 class Record:
     """A probe that reads: K channels of every image token, at every site it sees, kept on the tokens' device.
 
     `channels` is a DataArray (rank), (layer, rank) or (step, layer, rank) as from `select_channels`; None keeps each
-    image's own top k by mean absolute activation over its tokens, the selection of arXiv 2605.13974. Values are kept in
-    the tokens' dtype, float32 as float16. One branch to a record, else ValueError.
+    image's own top k by mean absolute activation over its tokens, the selection of arXiv 2605.13974; of given channels
+    k takes the first. Values are kept in the tokens' dtype; on a CPU float32 becomes float16 where that holds them.
+    `host()` moves what was recorded off a GPU. One branch to a record, else ValueError.
 
     `record[step, layer]` gives (ids, values): channel ids (image, K) and values (image, N, K), images in the order they
     were generated. Raises KeyError, naming what there is, for a site that was not visited.
@@ -23,11 +25,13 @@ class Record:
 
     edits = False
 
-    def __init__(self, channels: xr.DataArray | None = None, k: int = 12):
-        if channels is None and k < 1:
-            raise ValueError(f"k = {k} channels cannot be kept; allowed: 1 or more")
-        self.channels, self.k = channels, k
-        self.sites = {}  # (generation, step, layer) -> ids (B K), values (B N K)
+    def __init__(self, channels: xr.DataArray | None = None, k: int | None = None):
+        most = None if channels is None else channels.sizes["rank"]
+        k = k if k is not None else most or 12
+        if not 1 <= k <= (most or k):
+            raise ValueError(f"k = {k} channels cannot be kept; allowed: 1 {f'to {most}' if most else 'or more'}")
+        self.channels, self.k = None if channels is None else channels.isel(rank=slice(k)), k
+        self.sites = {}  # (step, layer) -> {generation: ids (B K), values (B N K)}
         self.timesteps, self.names = {}, {}
         self.grid = self.branch = None
         self.clusters = {}  # what token_masks made of these tokens: no clustering is done twice
@@ -48,15 +52,22 @@ class Record:
             at = {dim: {"layer": site.layer, "step": site.step}[dim] for dim in self.channels.dims if dim != "rank"}
             ids = torch.as_tensor(self.channels.sel(at).values.copy(), device=tokens.device).expand(len(tokens), -1)
         values = tokens.gather(2, ids[:, None].expand(-1, tokens.shape[1], -1))  # B N K
-        values = values.half() if values.dtype == torch.float32 else values
+        if values.dtype == torch.float32 and not values.is_cuda and values.abs().max() <= torch.finfo(torch.half).max:
+            values = values.half()
         self.timesteps[site.step], self.names[site.layer] = site.timestep, site.name
-        self.sites[site.generation, site.step, site.layer] = ids, values
+        self.sites.setdefault((site.step, site.layer), {})[site.generation] = ids, values
 
     def __getitem__(self, key) -> tuple[torch.Tensor, torch.Tensor]:
-        parts = [self.sites[site] for site in sorted(site for site in self.sites if site[1:] == key)]
-        if not parts:
+        if key not in self.sites:
             raise KeyError(f"step, layer {key} was not recorded; steps {self.steps}, layers {self.layers} were")
-        return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        parts = [part for _, part in sorted(self.sites[key].items(), key=lambda item: item[0])]
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
+    def host(self) -> "Record":
+        """Move all that was recorded to the host's memory, and give the record back."""
+        for parts in self.sites.values():
+            parts.update({n: tuple(tensor.cpu() for tensor in part) for n, part in parts.items()})
+        return self
 
     @property
     def steps(self) -> list[int]:
@@ -76,13 +87,12 @@ class Record:
         if not self.sites:
             raise RuntimeError("the Record has seen no tokens: generate inside `with mu.attach(pipe, record):` first")
         tensors = {}
-        for step, layer in sorted({(step, layer) for _, step, layer in self.sites}):
+        for step, layer in sorted(self.sites):
             for name, tensor in zip(("ids", "values"), self[step, layer], strict=True):
                 tensors[f"{name}.{step}.{layer}"] = tensor.cpu().contiguous()
         header = {"grid": self.grid, "branch": self.branch, "timesteps": self.timesteps, "names": self.names}
-        path, unfinished = Path(path), Path(f"{path}.unfinished")
-        save_file(tensors, unfinished, {"record": json.dumps(header)})
-        os.replace(unfinished, path)
+        with whole(Path(path)) as beside:
+            save_file(tensors, beside, {"record": json.dumps(header)})
 
     @classmethod
     def load(cls, path) -> "Record":
@@ -93,10 +103,10 @@ class Record:
                 raise ValueError(f"{path} is a safetensors file but no Record; make one with record.save(path)")
             keys = sorted(tuple(map(int, key.split(".")[1:])) for key in file.keys() if key.startswith("ids."))
             sites = {
-                (0, *key): tuple(file.get_tensor(f"{name}.{key[0]}.{key[1]}") for name in ("ids", "values"))
+                key: {0: tuple(file.get_tensor(f"{name}.{key[0]}.{key[1]}") for name in ("ids", "values"))}
                 for key in keys
             }
-        record = cls(k=next(iter(sites.values()))[0].shape[1])
+        record = cls(k=sites[keys[0]][0][0].shape[1])
         record.sites, record.grid, record.branch = sites, tuple(header["grid"]), header["branch"]
         record.timesteps = {int(step): value for step, value in header["timesteps"].items()}
         record.names = {int(layer): name for layer, name in header["names"].items()}

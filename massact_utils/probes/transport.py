@@ -46,7 +46,7 @@ class Transport:
     def __init__(self, record: Record, *, strength=1.0, mask=None, rows=None, k: int | None = None):
         if not record.sites:
             raise ValueError("the Record has seen no tokens: generate inside `with mu.attach(pipe, record):` first")
-        most = next(iter(record.sites.values()))[0].shape[1]
+        most = record.k
         if k is not None and not 1 <= k <= most:
             raise ValueError(f"k = {k} channels cannot be taken of {most} recorded ones; allowed: 1 to {most}")
         self.record, self.rows, self.k = record, rows, k
@@ -147,11 +147,11 @@ def masks_of(source, target) -> dict[str, np.ndarray]:
 def noised_source(pipe, image, *probes, prompt="", seed=0, layers=None, steps=None, **call):
     """Show probes (a Record) the tokens of a real image, noised to every step of the schedule, without generation.
 
-    `image` is a PIL image or array (H, W, 3) uint8, or a list; `prompt` conditions the transformer, `seed` draws the
-    noise, each one for all images or one for each; `call` goes to the pipeline. The noise of a seed is the one
-    `generate` begins with, so that source and target can share it. Guidance is off, and only the conditional branch is
-    seen. Gives the probe, or a tuple of them. Raises what `attach` and `latents.noised` raise, and ValueError for
-    prompts or seeds of another number than images.
+    `image` is a PIL image or array (H, W, 3) uint8, or a list. `prompt` conditions the transformer: one for all images,
+    or one for each. `seed` draws the noise as in `generate`, so that source and target can share it: an int is seed +
+    position. `call` goes to the pipeline. Guidance is off, and only the conditional branch is seen. Gives the probe, or
+    a tuple. Raises what `attach` and `latents.noised` raise, and ValueError for prompts or seeds of another number than
+    images.
     """
     images = list(image) if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4 else [image]
     several = [images, prompt, seed, call.get("prompt_embeds", "")]
@@ -159,7 +159,8 @@ def noised_source(pipe, image, *probes, prompt="", seed=0, layers=None, steps=No
     batch = max(counts, default=1)
     if any(n != batch for n in counts):
         raise ValueError(f"{len(images)} images do not fit the prompts or seeds; give one, or one for each image")
-    prompts, seeds = ([x] * batch if isinstance(x, (str, int)) else [*x] * (batch // len(x)) for x in (prompt, seed))
+    seed = [seed + i for i in range(batch)] if isinstance(seed, int) else seed  # as in `generate`
+    prompts, seeds = ([x] * batch if isinstance(x, str) else [*x] * (batch // len(x)) for x in (prompt, seed))
     accepted = inspect.signature(type(pipe).__call__).parameters
     given = {name: value for name, value in defaults(pipe).items() if not name.startswith("negative_prompt")}
     if not pipe.transformer.config.get("guidance_embeds"):  # there guidance is an input of the transformer

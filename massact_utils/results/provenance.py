@@ -17,6 +17,7 @@ from ..models.load import KNOWN
 
 PACKAGES = ("massact", "torch", "diffusers", "transformers", "accelerate", "numpy", "scipy", "scikit-learn", "pandas")
 UNHELD = ("out_dir", "shard")  # parameters on which no result depends
+NAMES_FILES = ("model", "prompts", "pairs", "evaluator", "features", "reference")  # a name, a Hub id, or a path
 
 
 def public(parameters: dict) -> dict:
@@ -25,7 +26,7 @@ def public(parameters: dict) -> dict:
     >>> public({"k": 12, "prompts": "/mine/animals.txt", "out_dir": "results"})
     {'k': 12, 'prompts': 'animals.txt'}
     """
-    return {name: _named(value) for name, value in parameters.items() if name not in UNHELD}
+    return {name: _named(name, value) for name, value in parameters.items() if name not in UNHELD}
 
 
 def digest(thing) -> str:
@@ -52,18 +53,25 @@ def content(path: Path) -> str:
 
 
 def files(parameters: dict) -> dict:
-    """What stands in the files and folders that parameters name, the embedded model among them: {name: content}."""
-    paths = {name: _path(value) for name, value in parameters.items() if name not in UNHELD}
+    """What stands in the files and folders that parameters name: {name: content}.
+
+    "toy" stands for the embedded model with its evaluators, whichever parameter names it.
+    """
+    paths = {
+        name: places.data("toy") if value == "toy" else _path(value)
+        for name, value in parameters.items()
+        if name in NAMES_FILES
+    }
     return {name: content(path) for name, path in paths.items() if path and path.exists()}
 
 
 def of(parameters: dict, pipe=None) -> dict:
     """Versions, model and its revision (or a hash of local weights), device, dtype and seed."""
     found = {"python": platform.python_version(), "libraries": {name: _version(name) for name in PACKAGES}}
-    found["seed"] = parameters.get("seed")
+    found |= {"seed": parameters.get("seed"), "files": files(parameters)}
     if pipe is None:
         return found
-    model = {"name": _named(parameters.get("model", "")), "class": type(pipe).__name__}
+    model = {"name": _named("model", parameters.get("model", "")), "class": type(pipe).__name__}
     origin = str(getattr(pipe, "name_or_path", None) or pipe.config.get("_name_or_path") or "")
     if origin and Path(origin).is_dir() and "snapshots" not in origin:
         model["weights"] = content(Path(origin))
@@ -106,8 +114,15 @@ def _path(value) -> Path | None:
     return Path(where) if os.path.isabs(where) or os.path.exists(where) else None
 
 
-def _named(value):
-    path = _path(value)
+def _named(name, value):
+    """A parameter's value, a path among those that name files, or any absolute one, reduced to its last name."""
+    path = (
+        _path(value)
+        if name in NAMES_FILES
+        else Path(value)
+        if isinstance(value, str) and os.path.isabs(value)
+        else None
+    )
     return value if path is None or value in KNOWN else path.name
 
 

@@ -51,7 +51,7 @@ def folder(out_dir: str | None, name: str, parameters: dict | None = None) -> Pa
 
 
 class Incomplete(RuntimeError):
-    """A shard is done with its share, and the table needs the other shards'."""
+    """Batches of a loop are missing: another shard's, or the loop did not reach its end."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,12 @@ class Run:
         self.seed = int(parameters.get("seed") or 0)
         self.model = provenance.public(parameters).get("model", "")
         self.most = None  # prompts at once that fitted into memory, once they did not
-        self.batches = {}  # name -> how many there are
         self.provenance = provenance.of(parameters, pipe)
         self.parts.mkdir(exist_ok=True)
         with storage.locked(self.folder / ".lock"):
             self._hold("parameters.json", provenance.public(parameters))
             there = self._known("provenance.json")
-            held = [key for key in ("model", "dtype") if key in there and key in self.provenance]
+            held = [key for key in ("model", "dtype", "files") if key in there and key in self.provenance]
             self._refuse({key: there[key] for key in held}, {key: self.provenance[key] for key in held})
             changed = provenance.differences({key: there.get(key) for key in self.provenance}, self.provenance)
             if changed and set(self.provenance) <= set(there):
@@ -134,7 +133,6 @@ class Run:
             self._refuse(self.provenance.setdefault("prompts", {}).setdefault(name, asked), asked)
             storage.write(self.folder / "provenance.json", self.provenance)
         indices = [list(range(i, min(i + size, len(prompts)))) for i in range(0, len(prompts), size)]
-        self.batches[name] = len(indices)
         batches = [
             Batch(name, i, at, [prompts[j] for j in at], [self.seed + j for j in at]) for i, at in enumerate(indices)
         ]
@@ -188,16 +186,16 @@ class Run:
     def results(self, name: str = "part"):
         """All parts that are on disk, in order: one DataFrame, or one Dataset along "image".
 
-        Raises Incomplete when batches of other shards are missing, LookupError when there is nothing.
+        Raises Incomplete while batches of the loop are missing, LookupError when no such loop was begun.
         """
         paths = [path for path in sorted(self.parts.iterdir()) if path.suffix in storage.SUFFIXES]
         paths = [path for path in paths if re.fullmatch(rf"{re.escape(name)}-\d{{5,}}", path.stem)]
-        if len(paths) < self.batches.get(name, 0) and self.shard != (1, 1):
-            number, of = self.shard
-            raise Incomplete(
-                f"shard {number}/{of} is done; {len(paths)} of {self.batches[name]} batches of {name!r} are on disk: "
-                "run the other shards, then once more with shard 1/1"
-            )
+        loop, (number, of) = self._known("provenance.json").get("prompts", {}).get(name), self.shard
+        wanted = -(-loop["prompts"] // loop["in batches of"]) if loop else 0
+        if len(paths) < wanted:
+            whose = f"shard {number}/{of} is done; " if of > 1 else ""
+            remedy = "run the other shards, then once more with shard 1/1" if of > 1 else "run the loop to its end"
+            raise Incomplete(f"{whose}{len(paths)} of {wanted} batches of {name!r} are on disk: {remedy}")
         if not paths:
             raise LookupError(f"no results called {name!r} in {self.folder}; run the loop over run.pending first")
         return storage.joined([storage.read(path) for path in paths])
@@ -215,7 +213,7 @@ class Run:
         return path
 
     def claim(self, id: str, value: float, low: float, high: float, holds: bool, note: str = "") -> None:
-        """Put one row in claims.json in the place of the row with that id, as in "02.top-hurts-more-than-matched"."""
+        """Put one row in claims.json in the place of the row with that id, as in "02.top-hurts-more-than-random"."""
         row = {key: None if math.isnan(x) else float(x) for key, x in dict(value=value, low=low, high=high).items()}
         row = {"id": id, **row, "holds": bool(holds), "note": note}
         row |= {"model": self.model, "notebook": id.split(".")[0]}
@@ -224,14 +222,13 @@ class Run:
             rows = json.loads(path.read_text()) if path.exists() else []
             storage.write(path, sorted([old for old in rows if old["id"] != id] + [row], key=lambda row: row["id"]))
 
-    def _known(self, name: str) -> dict:
+    def _known(self, name: str, without=None) -> dict:
         path = self.folder / name
-        return json.loads(path.read_text()) if path.exists() else {}
+        return json.loads(path.read_text()) if path.exists() else without or {}
 
     def _hold(self, name: str, here: dict) -> None:
         """Write a file of the folder that is to stay the same, or compare with the one there."""
-        there = self._known(name)
-        self._refuse(there or here, here)
+        self._refuse(self._known(name, without=here), here)
         storage.write(self.folder / name, here)
 
     def _refuse(self, there: dict, here: dict) -> None:

@@ -2,14 +2,17 @@
 
 import json
 import os
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import xarray as xr
 
+from ..places import whole
+
 SUFFIXES = (".parquet", ".nc")
-HELD = {}  # lock file -> its descriptor, for the batches this process has claimed
+HELD = {}  # (lock file, thread) -> its descriptor, for the batches that thread of this process has claimed
 
 
 def read(path: Path):
@@ -21,8 +24,7 @@ def read(path: Path):
 
 def write(path: Path, thing) -> None:
     """Write to a file beside, flush it to the disk, then give it its name."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
+    with whole(path) as beside:
         if isinstance(thing, pd.DataFrame):
             thing.to_parquet(beside, write_page_checksum=True)
         elif isinstance(thing, (xr.Dataset, xr.DataArray)):
@@ -39,14 +41,6 @@ def write(path: Path, thing) -> None:
             raise TypeError(f"a {type(thing).__name__} cannot be kept; allowed: tables, datasets, figures and images")
         else:
             beside.write_text(json.dumps(thing, indent=1, default=str) + "\n")
-        with open(beside, "rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
 
 
 def joined(results: list):
@@ -59,12 +53,12 @@ def joined(results: list):
 
 @contextmanager
 def claimed(path: Path, wait: bool):
-    """Hold a lock file while the block runs, or yield False when another process has it and `wait` is False."""
+    """Hold a lock file while the block runs, or yield False when another process or thread has it and not `wait`."""
     import fcntl
 
-    path = path.absolute()
-    if path in HELD:  # a loop that was left half-way in this very process
-        os.close(HELD.pop(path)[0])
+    path, mine = path.absolute(), (path.absolute(), threading.get_ident())
+    if mine in HELD:  # a loop that was left half-way in this very thread
+        os.close(HELD.pop(mine)[0])
     while True:
         lock = [os.open(path, os.O_RDWR | os.O_CREAT, 0o666)]
         try:
@@ -76,13 +70,13 @@ def claimed(path: Path, wait: bool):
         if path.exists() and os.path.samestat(os.fstat(lock[0]), path.stat()):
             break
         os.close(lock[0])  # its holder finished and took the file away between our opening and locking it
-    HELD[path] = lock
+    HELD[mine] = lock
     try:
         yield True
     finally:
-        if HELD.get(path) is lock:
+        if HELD.get(mine) is lock:
             path.unlink(missing_ok=True)
-            os.close(HELD.pop(path)[0])
+            os.close(HELD.pop(mine)[0])
 
 
 @contextmanager

@@ -22,12 +22,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 import pandas as pd
 
 from .parameters import declared
-from .run import progress
+from .run import Incomplete, progress
 
 # papermill in a process that the kernel of the operating system kills when the one that started it is gone (Linux)
 PAPERMILL = """
@@ -39,6 +40,13 @@ if prctl and (prctl(1, 9) or os.getppid() != parent):
 runpy.run_module("papermill", run_name="__main__", alter_sys=True)
 """
 PATIENCE = 600  # seconds to wait for a lost scheduler
+
+
+class Outcome(NamedTuple):
+    """How an execution ended: "done", "waiting" (a shard, for batches of others) or "failed", and with what words."""
+
+    state: str
+    problem: str = ""
 
 
 class Unreachable(RuntimeError):
@@ -64,8 +72,8 @@ def declared_by(notebook: Path) -> list[str]:
     return [name for cell in tagged for name in declared(cell.source)]
 
 
-def execute(notebook, folder, parameters, shard="", cwd=".", devices=(), threads=0, quiet=False) -> tuple[int, str]:
-    """Execute one notebook into `folder`, with HTML, or one shard into folder/shards: exit code, and what went wrong.
+def execute(notebook, folder, parameters, shard="", cwd=".", devices=(), threads=0, quiet=False) -> Outcome:
+    """Execute one notebook into `folder`, with HTML, or one shard into folder/shards.
 
     The results get their names when they are complete: papermill also saves after a failure, and the notebook it saves
     when a kernel was killed claims that every cell completed.
@@ -102,20 +110,21 @@ def execute(notebook, folder, parameters, shard="", cwd=".", devices=(), threads
             if not shard:
                 page.write_text(HTMLExporter().from_filename(str(unfinished))[0], encoding="utf-8")
             os.replace(unfinished, finished)
-            return 0, ""
+            return Outcome("done")
         cells = nbformat.read(unfinished, as_version=4).cells if unfinished.exists() else []
     for error in (o for cell in cells for o in cell.get("outputs", []) if o.output_type == "error"):
-        return done.returncode, f"{error.ename}: {error.evalue}"
+        waits = shard and error.ename == Incomplete.__name__
+        return Outcome("waiting" if waits else "failed", f"{error.ename}: {error.evalue}")
     said = [line for line in (done.stderr or "").splitlines() if line.strip()][-1:] or ["papermill or the kernel died"]
-    return done.returncode, f"exit code {done.returncode}: {said[0]}"
+    return Outcome("failed", f"exit code {done.returncode}: {said[0]}")
 
 
-def attempt(job: Job, pool, shard: str, retries: int, options: dict) -> str:
-    """Execute on a worker, and again after a failure; a scheduler that is lost is none. "" or what went wrong."""
+def attempt(job: Job, pool, shard: str, retries: int, options: dict) -> Outcome:
+    """Execute on a worker, and again after a failure; a scheduler that is lost is none."""
     failures, lost = [], None
     while len(failures) <= retries:
         try:
-            code, problem = pool().submit(execute, job.notebook, job.folder, job.parameters, shard, **options).result()
+            outcome = pool().submit(execute, job.notebook, job.folder, job.parameters, shard, **options).result()
             lost = None
         except (CancelledError, Unreachable) as error:  # the scheduler is gone
             lost = lost or time.monotonic()
@@ -124,15 +133,15 @@ def attempt(job: Job, pool, shard: str, retries: int, options: dict) -> str:
             time.sleep(1)
             continue
         except Exception as error:  # a folder in which nothing can be written; KilledWorker: several workers died of it
-            code, problem = -1, f"{type(error).__name__}: {error}"
-        if code == 0 or problem.startswith("Incomplete"):
+            outcome = Outcome("failed", f"{type(error).__name__}: {error}")
+        if outcome.state != "failed":
             job.shards.add(shard)
-            return problem
-        failures.append(problem)
+            return outcome
+        failures.append(outcome.problem)
     tried = f" ({len(failures)} times)" if retries else ""
     stem = f"{job.notebook.stem}.{shard.replace('/', '-of-')}" if shard else job.notebook.stem
     as_far = job.folder / ("shards" if shard else "") / f"{stem}.unfinished.ipynb"
-    return f"{job.name} failed{tried}: {failures[-1]}\n  as far as it came: {as_far}"
+    return Outcome("failed", f"{job.name} failed{tried}: {failures[-1]}\n  as far as it came: {as_far}")
 
 
 def finish(job: Job, pool, shards: int = 1, retries: int = 0, **options) -> str:
@@ -150,13 +159,13 @@ def finish(job: Job, pool, shards: int = 1, retries: int = 0, **options) -> str:
         with ThreadPoolExecutor(shards) as each:  # threads that only wait
             outcomes = list(each.map(lambda shard: attempt(job, pool, shard, retries, options), names))
         there, of = progress(job.folder)
-        problem = next((said for said in outcomes if said and not said.startswith("Incomplete")), "")
-        if there == of and "" in outcomes:
+        problem = next((outcome.problem for outcome in outcomes if outcome.state == "failed"), "")
+        if there == of and any(outcome.state == "done" for outcome in outcomes):
             break
         if (there, of) == before and not problem:
             problem = f"{job.name} failed: {there} of {of} batches are done, and no shard gets any further"
         before = there, of
-    problem = problem or attempt(job, pool, "", retries, options)
+    problem = problem or attempt(job, pool, "", retries, options).problem
     there, of = progress(job.folder)
     if not problem and there < of:
         problem = f"{job.name} failed: executed, but {there} of {of} batches are on disk; see {job.folder}"

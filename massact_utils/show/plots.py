@@ -11,7 +11,14 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from PIL import Image
 
-COLOURS = {"top": "#D55E00", "random": "#0072B2", "matched": "#009E73", "bottom": "#CC79A7", "median": "#777777"}
+COLOURS = {
+    "top": "#D55E00",
+    "random": "#0072B2",
+    "outside": "#009E73",
+    "energy-matched": "#009E73",
+    "bottom": "#CC79A7",
+    "median": "#777777",
+}
 COLOURS["all"] = COLOURS["median"]
 
 
