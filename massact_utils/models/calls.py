@@ -55,27 +55,83 @@ def _same(a, b) -> bool:
     return all(torch.equal(*(x[-1] if isinstance(x, list) else x for x in pair)) for pair in zip(a, b, strict=True))
 
 
-class Reader:
-    """Follows the calls of a pipeline's transformers; `layout` and `branches` are None outside the chosen steps.
-
-    A new value of the scheduler's index or of the timestep is the next step, the same again the next pass. A
-    generation begins with a new schedule, or when the index falls back. A bare transformer has neither: there its
-    first timestep coming back begins a generation, and a pass has the latents of the one before.
+class PipelineClock:
+    """Generation, step and pass of a pipeline's calls: a new value of the scheduler's index or of the timestep is the
+    next step, the same again the next pass. A generation begins with a new schedule, or when the index falls back.
     """
+
+    def __init__(self, pipe):
+        self.pipe, self.schedule, self.key = pipe, None, None
+
+    def tick(self, timestep: float, latents) -> bool:
+        """Take in a call; whether it begins a generation."""
+        scheduler = self.pipe.scheduler
+        schedule, at = getattr(scheduler, "timesteps", None), getattr(scheduler, "_step_index", None)
+        if at is None and hasattr(scheduler, "_step_index"):
+            at = scheduler._begin_index or 0
+        last, self.key = self.key, (at, timestep)
+        begins = last is None or schedule is not self.schedule or (at is not None and at < last[0])
+        if begins:
+            self.schedule, self.timesteps = schedule, [] if schedule is None else schedule.tolist()
+            self.step, self.passes = at or 0, 0
+        elif self.key == last:
+            self.passes += 1
+        else:
+            self.step, self.passes = self.step + 1 if at is None or at == last[0] else at, 0
+        self.timestep = self.timesteps[self.step] if self.step < len(self.timesteps) else timestep
+        return begins
+
+    def count(self) -> int:
+        """Number of steps up to the last one run: a schedule may end on a timestep at which nothing is denoised."""
+        run = getattr(self.pipe, "_num_timesteps", None)
+        return len(self.schedule) if run is None else min(len(self.schedule), self.step + run)
+
+
+class BareClock:
+    """Generation, step and pass of a transformer that no pipeline is given for: it has no schedule. Its first timestep
+    coming back begins a generation, and a pass has the timestep and the latents of the call before.
+    """
+
+    def __init__(self):
+        self.first = self.timestep = self.latents = None
+
+    def tick(self, timestep: float, latents) -> bool:
+        """Take in a call; whether it begins a generation."""
+        again = timestep == self.timestep and _same(latents, self.latents)
+        begins = self.timestep is None or (timestep == self.first and not again)
+        if begins:
+            self.first, self.step, self.passes = timestep, 0, 0
+        else:
+            self.step, self.passes = (self.step, self.passes + 1) if again else (self.step + 1, 0)
+        self.timestep, self.latents = timestep, latents
+        return begins
+
+    def count(self) -> int:
+        """Steps without an end."""
+        return sys.maxsize
+
+
+class Reader:
+    """Follows the calls of a pipeline's transformers; `layout` and `branches` are None outside the chosen steps."""
 
     def __init__(self, pipe, steps):
         self.pipe, self.chosen, self.bare = pipe, steps, isinstance(pipe, torch.nn.Module)
-        self.schedule = self.key = self.first = self.latents = self.layout = self.branches = None
+        self.clock = BareClock() if self.bare else PipelineClock(pipe)
+        self.layout = self.branches = None
         if self.bare:
-            ends = (
-                [steps.start, steps.stop]
-                if isinstance(steps, slice)
-                else steps
-                if hasattr(steps, "__iter__")
-                else [steps]
-            )
+            ends = [steps.start, steps.stop] if isinstance(steps, slice) else steps
             if any(end is not None and end < 0 for end in (ends if hasattr(ends, "__iter__") else [ends])):
                 raise ValueError(f"steps {steps!r}: a bare transformer has no last step; attach to the pipeline")
+
+    @property
+    def step(self) -> int:
+        """Index of the running step."""
+        return self.clock.step
+
+    @property
+    def timestep(self) -> float:
+        """The scheduler's timestep there, or the call's own."""
+        return self.clock.timestep
 
     def enter(self, bound, transformer, args, kwargs):
         """Forward pre-hook of a transformer; `bound` is the one branch it serves, if it does."""
@@ -83,39 +139,15 @@ class Reader:
         layout = family_of(transformer).layout(transformer, given)
         if layout is None:
             return
-        self._tick(float(torch.as_tensor(given["timestep"]).max()), given["hidden_states"])
+        if self.clock.tick(float(torch.as_tensor(given["timestep"]).max()), given["hidden_states"]):
+            self.generation, self.steps = next(_generations), pick("step", self.chosen, self.clock.count())
+            if not isinstance(self.steps, range) and min(self.steps) < self.step:
+                raise ValueError(f"step {min(self.steps)} is not run: this generation begins at step {self.step}")
         if self.step in self.steps:
             self.branches = (
                 [(bound, slice(0, len(given["hidden_states"])))] if bound else self._branches(transformer, given)
             )
             self.layout = layout
-
-    def _tick(self, timestep, latents):
-        scheduler = None if self.bare else self.pipe.scheduler
-        schedule, at = getattr(scheduler, "timesteps", None), getattr(scheduler, "_step_index", None)
-        if at is None and hasattr(scheduler, "_step_index"):
-            at = scheduler._begin_index or 0
-        key, last = (at, timestep), self.key
-        same = key == last and (not self.bare or _same(latents, self.latents))
-        back = at < last[0] if last and at is not None else self.bare and key == self.first and not same
-        if last is None or schedule is not self.schedule or back:
-            self.generation, self.schedule, self.first = next(_generations), schedule, key
-            self.timesteps = [] if schedule is None else schedule.tolist()
-            self.step, self.passes = at or 0, 0
-            self.steps = pick("step", self.chosen, sys.maxsize if self.bare else self._count())
-            if not isinstance(self.steps, range) and min(self.steps) < self.step:
-                raise ValueError(f"step {min(self.steps)} is not run: this generation begins at step {self.step}")
-        elif same:
-            self.passes += 1
-        else:
-            self.step, self.passes = self.step + 1 if at is None or at == last[0] else at, 0
-        self.key, self.latents = key, latents if self.bare else None
-        self.timestep = self.timesteps[self.step] if self.step < len(self.timesteps) else timestep
-
-    def _count(self) -> int:
-        """Number of steps up to the last one run: a schedule may end on a timestep at which nothing is denoised."""
-        run = getattr(self.pipe, "_num_timesteps", None)
-        return len(self.schedule) if run is None else min(len(self.schedule), self.step + run)
 
     def _branches(self, transformer, given) -> list[tuple[str, slice]]:
         """The branches in one call, each with its rows: [(branch, slice)].
@@ -124,7 +156,7 @@ class Reader:
         the first pass of a step is conditional, the second unconditional. Any other pass is "extra".
         """
         order, total = family_of(transformer).doubled, len(given["hidden_states"])
-        n = self._rows(transformer, given["hidden_states"]) if order and self.passes == 0 else total
+        n = self._rows(transformer, given["hidden_states"]) if order and self.clock.passes == 0 else total
         if n < total and total % n == 0:
             if order == UNKNOWN:
                 raise TypeError(
@@ -134,7 +166,7 @@ class Reader:
                 )
             return [(branch, slice(i * n, (i + 1) * n)) for i, branch in enumerate(order[: total // n])]
         by_pass = ("cond", "extra") if order and order != UNKNOWN else ("cond", "uncond", "extra")
-        return [(by_pass[min(self.passes, len(by_pass) - 1)], slice(0, total))]
+        return [(by_pass[min(self.clock.passes, len(by_pass) - 1)], slice(0, total))]
 
     def _rows(self, transformer, latents) -> int:
         """Images that are generated together: the rows of the pipeline's own latents, as its running call holds them.
