@@ -76,7 +76,7 @@ notebooks: $(STAMP)
 	@set -e; for nb in notebooks/*.ipynb; do \
 	  MASSACT_RUNS="$(CURDIR)/runs/notebooks" $(BIN)/python -m nbconvert --to notebook --execute --coalesce-streams --inplace "$$nb"; \
 	  $(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "$(VOLATILE)" "$$nb"; done
-	$(BIN)/python -c 'from massact_utils import claims; claims.publish("runs/notebooks")'  # the README's table
+	$(BIN)/python -c 'from massact_utils.results import claims; claims.publish("runs/notebooks")'  # the README's table
 	$(BIN)/python docs/three_claims.py runs/notebooks docs/three_claims.png
 
 bench: $(STAMP)

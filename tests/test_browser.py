@@ -25,7 +25,7 @@ SCREENSHOTS = ROOT / "build/screenshots"
 BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
 EXPLORER = ".widget-vbox:has(> .widget-image)"
 CONTROL = ".noUi-handle, input"  # a handle of a slider, a tick
-EXPLORERS = r"widgets\.(atlas|masks|gallery|saved|disruption|transport)\("
+EXPLORERS = r"explorers\.(atlas|masks|gallery|saved|disruption|transport)\("
 SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # every cell is in the page

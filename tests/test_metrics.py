@@ -228,3 +228,13 @@ def test_images_that_cannot_be_compared(measure):
         measure(noise(2), noise(1))
     with pytest.raises(ValueError, match="no images"):
         measure([], [])
+
+
+def test_evaluators_are_kept_until_they_are_unloaded():
+    image = [np.zeros((96, 96, 3), np.uint8)]
+    readout.segment(image), metrics.image_features(image)
+    kept = [load for load in metrics.LOADED if load.cache_info().currsize]
+    assert {load.__name__ for load in kept} >= {"encoder", "_segmenter"}
+    metrics.unload()
+    assert not any(load.cache_info().currsize for load in metrics.LOADED)
+    assert len(metrics.image_features(image)) == 1

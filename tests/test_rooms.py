@@ -21,7 +21,18 @@ MAY_IMPORT = {  # room or module at the top -> what it may import besides itself
     "show": {"models", "probes", "measures", "results"},
     "sweep": {"results"},
 }
-HEAVY = ("transformers", "diffusers", "sklearn", "skimage", "scipy", "matplotlib", "seaborn", "ipywidgets", "dask")
+HEAVY = (
+    "torch._dynamo",
+    "transformers",
+    "diffusers",
+    "sklearn",
+    "skimage",
+    "scipy",
+    "matplotlib",
+    "seaborn",
+    "ipywidgets",
+    "dask",
+)
 
 
 def imported(path):

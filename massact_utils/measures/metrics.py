@@ -33,6 +33,13 @@ from .. import places
 from ..models.load import quiet
 
 BATCH = 64
+LOADED = []  # functions that keep an evaluator
+
+
+def evaluator(load):
+    """Keep what a function loads, until `unload`."""
+    LOADED.append(cache(load))
+    return LOADED[-1]
 
 
 def toy(name: str) -> Path:
@@ -52,7 +59,7 @@ def batches(images):
         yield [np.asarray(image) for image in images[i : i + BATCH]]
 
 
-@cache
+@evaluator
 def encoder(name: str, device: str):
     """Model, image processor and tokenizer (None where it reads no text) of an evaluator, on a device."""
     where, _, revision = (str(toy("clip")) if name == "toy" else name).partition("@")
@@ -72,8 +79,9 @@ def encoder(name: str, device: str):
 
 
 def unload() -> None:
-    """Forget the evaluators, so that their memory is free; the next measure loads them again."""
-    encoder.cache_clear()
+    """Forget the evaluators and references, so that their memory is free; the next measure loads them again."""
+    for load in LOADED:
+        load.cache_clear()
 
 
 def chosen_device(device) -> str:

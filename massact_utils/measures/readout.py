@@ -3,8 +3,6 @@
 They know the words and shapes of ToyWorld alone; what serves any model is in `metrics` and `references`.
 """
 
-from functools import cache
-
 import numpy as np
 import pandas as pd
 import torch
@@ -13,10 +11,10 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 
 from .. import toyworld
 from ..models.load import quiet
-from .metrics import batches, check_pairs, chosen_device, encoder, toy
+from .metrics import batches, check_pairs, chosen_device, encoder, evaluator, toy
 
 
-@cache
+@evaluator
 def _segmenter(device: str):
     folder = toy("segmenter")
     with quiet(True):

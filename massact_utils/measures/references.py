@@ -1,7 +1,6 @@
 """References: where the subject of an image is, by a segmentation model loaded by name."""
 
 import re
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # by its module, as in metrics
 
 from . import readout
+from .metrics import evaluator
 
 BACKGROUND = ("background", "void", "unlabeled", "unlabelled")
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in which BiRefNet was trained
@@ -55,7 +55,7 @@ def subject_masks(
     return np.concatenate(masks)
 
 
-@cache
+@evaluator
 def _load(name: str, revision, trust: bool, device: str):
     """A network and its image processor; None for a network that comes without one."""
     if trust and not Path(name).is_dir() and not re.fullmatch("[0-9a-f]{40}", revision or ""):

@@ -212,6 +212,8 @@ FAMILIES = {
 }
 
 
+# Families whose pipelines put a prompt through the tokenizer's chat template first, and whether they let it think.
+CHATS = {"Flux2Transformer2DModel": False, "ZImageTransformer2DModel": True}
 INFERRED = WeakKeyDictionary()  # a transformer of a class that is not in the table -> what its first call showed
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from .. import places
+from .families import CHATS
 
 TOY = places.data("toy", "klein")
 
@@ -272,13 +273,10 @@ def check_lengths(pipe, prompts, limit: int | None) -> None:
     if limit is None or not callable(getattr(tokenizer, "tokenize", None)):
         return
     for prompt in prompts:
-        text, chat = prompt, type(pipe).__name__.startswith(("Flux2Klein", "ZImage"))
-        if chat:
-            messages = [{"role": "user", "content": prompt}]
-            options = dict(
-                tokenize=False, add_generation_prompt=True, enable_thinking=type(pipe).__name__.startswith("ZImage")
-            )
-            text = tokenizer.apply_chat_template(messages, **options)
+        text, thinking = prompt, CHATS.get(type(getattr(pipe, "transformer", None)).__name__)
+        if thinking is not None:
+            options = dict(tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+            text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **options)
         n = len(tokenizer(text, truncation=False)["input_ids"])
         if n > limit:
             raise ValueError(

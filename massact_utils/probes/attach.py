@@ -65,13 +65,14 @@ def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image"):
             raise ValueError(f"{what} {value!r} is unknown; allowed: {', '.join(map(repr, allowed))}")
     wanted = [branch or ("both" if getattr(probe, "edits", True) else "cond") for probe in probes]
     reader, handles = Reader(pipe, steps), []
+    on_block = torch.compiler.disable(_on_block)  # here: as a decorator it would double the time of the import
 
     def install(transformer):
         found = members(transformer)
         chosen = {found[i][0] for i in pick("layer", layers, len(found))}
         for block, module, part in found:
             if block in (_with_text(found, chosen, layers) if stream == "text" else chosen):
-                hook = partial(_on_block, reader, tuple(zip(probes, wanted, strict=True)), block, part, stream)
+                hook = partial(on_block, reader, tuple(zip(probes, wanted, strict=True)), block, part, stream)
                 handles.append(module.register_forward_hook(hook))
 
     def learn(transformer, args, kwargs):  # a class that is not in the table shows its layout at its first call
@@ -152,7 +153,6 @@ def _version(tokens) -> int:
     return -1 if tokens.is_inference() else tokens._version
 
 
-@torch.compiler.disable
 def _on_block(reader, probes, block, part, stream, module, inputs, output):
     """Show the target's tokens of one block to the probes, branch by branch, and write back what they return."""
     layout, branches = reader.layout, reader.branches
