@@ -238,3 +238,16 @@ def test_evaluators_are_kept_until_they_are_unloaded():
     metrics.unload()
     assert not any(load.cache_info().currsize for load in metrics.LOADED)
     assert len(metrics.image_features(image)) == 1
+
+
+def test_an_evaluator_of_the_hub_may_carry_its_revision(monkeypatch):
+    asked = {}
+
+    def refuse(name, **options):
+        asked[name] = options
+        raise OSError("offline")
+
+    monkeypatch.setattr(metrics.AutoModel, "from_pretrained", refuse)
+    with pytest.raises(RuntimeError, match="evaluator 'owner/clip@0123abc' was not loaded"):
+        metrics.image_features([np.zeros((8, 8, 3), np.uint8)], evaluator="owner/clip@0123abc")
+    assert asked["owner/clip"]["revision"] == "0123abc"

@@ -409,3 +409,10 @@ def test_files_in_the_making_have_names_of_their_own(tmp_path):
         assert one != other
         one.write_text("1"), other.write_text("2")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_only_parameters_that_name_files_are_taken_for_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "union").write_text("a file that is called as a choice is")
+    assert provenance.files({"mask": "union"}) == {} and list(provenance.files({"prompts": "union"})) == ["prompts"]
+    assert provenance.public({"mask": "union", "note": str(tmp_path / "x")}) == {"mask": "union", "note": "x"}
