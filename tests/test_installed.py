@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SMALL = {  # parameters with which a notebook ends in a minute
     "01_statistics": dict(n_prompts=4, n_seeds=2, steps=4),
-    "02_disruption": dict(n_prompts=4, steps=4),
+    "02_disruption": dict(n_prompts=8, steps=4),
     "03_spatial_clustering": dict(),
     "04_transport": dict(),
 }
