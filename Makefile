@@ -62,7 +62,7 @@ workbook: $(STAMP)
 test: $(STAMP)
 	@set -e; runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; export MASSACT_RUNS="$$runs"; \
 	after="tests/test_results.py tests/test_browser.py"; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow" --nbval --nbval-current-env $$(printf -- '--ignore %s ' $$after); \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --nbval --nbval-current-env $$(printf -- '--ignore %s ' $$after); \
 	PYTEST_ADDOPTS="$${PYTEST_ADDOPTS//.xml/-browser.xml}" $(BIN)/python -m pytest $$after || [ $$? = 5 ]; \
 	echo "What the browser showed is in build/screenshots"
 

@@ -14,3 +14,10 @@ def one_thread():
 def klein():
     """A tiny FLUX.2-klein pipeline that takes guidance (two passes per step)."""
     return tiny.klein()
+
+
+def pytest_configure(config):
+    """Tests marked slow run where the marks asked for name them, as in `-m slow`."""
+    asked = config.option.markexpr
+    if "slow" not in asked:
+        config.option.markexpr = f"({asked}) and not slow" if asked else "not slow"

@@ -9,11 +9,10 @@
 | `band_errors`: layout and detail | 0: the same, 1: erased, 1.4: unrelated | relative error in two bands of the DCT |
 | `collapsed` | yes or no | flat, or no closer to its prompt than to others; defined there |
 
-An evaluator is "toy", a folder, or a Hub id, best with a revision (owner/name@commit), so that results of another state
-of it are not taken for the same: a CLIP or SigLIP reads text and images, an encoder such as DINOv2 images
-alone. ToyWorld's own, a CLIP and a segmenter that finds the subject, are standard transformers classes under data/toy,
-trained on the same world and scored by data/toy/evaluate.py. They run in float32 on cuda where there is one, as `load`
-does, or on `device`.
+An evaluator is "toy", a folder or a Hub id. A CLIP or SigLIP reads text and images, an encoder such as DINOv2 images
+alone. Give a Hub id its revision (owner/name@commit): then results of another state of it are never taken for these.
+ToyWorld's own CLIP, "toy", is trained on the same world and scored by data/toy/evaluate.py. Evaluators run in float32,
+on cuda where there is one or on `device`, and stay there until `unload`.
 """
 
 from functools import cache
