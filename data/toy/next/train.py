@@ -1,4 +1,4 @@
-"""Train the next ToyWorld model and its evaluators; every stage resumes, exactly, where it stopped.
+"""Train the next ToyWorld model and its evaluators; every stage resumes where it stopped.
 
     python data/toy/next/train.py vae        --steps 6000      # the autoencoder
     torchrun --nproc-per-node 2 data/toy/next/train.py klein --steps 60000    # text encoder and transformer, jointly
