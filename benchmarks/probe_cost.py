@@ -10,7 +10,6 @@ README.md, beside this file.
 """
 
 import argparse
-import platform
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import page
 import pandas as pd
 import torch
 from diffusers import Flux2Transformer2DModel
@@ -167,15 +167,6 @@ def peaks(size, device, method) -> tuple[float, float]:
     return peak(ways["plain"]), peak(ways[method])
 
 
-def hardware(device) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
 def report(table, device, rounds):
     """Parquet, figure, and the table in README.md."""
     table.to_parquet(HERE / "probe_cost.parquet", index=False)
@@ -198,13 +189,8 @@ def report(table, device, rounds):
     for row in table.itertuples():
         extra = f"{row.extra_mib:+.0f} MiB ({row.extra_mib / row.plain_mib:+.1%})"
         lines.append(f"| {row.size} | {row.method} | {row.ratio:.3f} ({row.low:.3f} to {row.high:.3f}) | {extra} |")
-    note = f"{hardware(device)}; torch {torch.__version__}; bfloat16; {STEPS} steps; {rounds} rounds."
-    page = HERE / "README.md"
-    before, rest = page.read_text().split("<!-- probe cost -->\n")
-    after = rest.split("<!-- end of probe cost -->")[1]
-    page.write_text(
-        before + "<!-- probe cost -->\n" + note + "\n\n" + "\n".join(lines) + "\n<!-- end of probe cost -->" + after
-    )
+    note = f"{page.hardware(device)}; torch {torch.__version__}; bfloat16; {STEPS} steps; {rounds} rounds."
+    page.write("probe cost", note, "\n".join(lines))
 
 
 def main():

@@ -8,7 +8,6 @@ its table into README.md.
 
 import argparse
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -16,13 +15,12 @@ import time
 from pathlib import Path
 
 import nbformat
+import page
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
 import massact_utils as mu
 
-HERE = Path(__file__).parent
-MARKS = "<!-- run cost -->\n", "<!-- end of run cost -->"
 PARAMETERS = 'n_prompts: int = 200  # prompts\nsteps: int = 4  # denoising steps\nout_dir: str = ""  # results'
 LOOP = """
 import massact_utils as mu
@@ -87,11 +85,9 @@ def main():
         rows.append(("sweep, 2 shards, 1 Dask worker", first, "the final pass included"))
         rows.append(("sweep, 2 shards, 2 Dask workers", second, f"{first / second:.2f} times as fast as 1"))
     table = ["| what | seconds | |", "|---|---|---|", *(f"| {what} | {s:.1f} | {note} |" for what, s, note in rows)]
-    note = f"{n} prompts in batches of 8, {steps} steps; {platform.processor() or platform.machine()}, "
+    note = f"{n} prompts in batches of 8, {steps} steps; {page.hardware()}, "
     note += f"{os.cpu_count()} cores, no GPU; torch {torch.__version__}, {torch.get_num_threads()} threads."
-    page = HERE / "README.md"
-    before, rest = page.read_text().split(MARKS[0])
-    page.write_text(before + MARKS[0] + "\n".join([note, "", *table]) + "\n" + MARKS[1] + rest.split(MARKS[1])[1])
+    page.write("run cost", note, "\n".join(table))
     print("\n".join(table))
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from sklearn.cluster import KMeans
 from sklearn.metrics import jaccard_score
 
 import massact_utils as mu
@@ -113,16 +112,6 @@ def test_the_recipe_finds_a_hot_subject():
     assert all(heat[masks].min() > h for h in heat[~masks])
 
 
-def test_clusters_are_scikit_learns():
-    record, _ = planted()
-    x = record[0, 0][1].float().numpy()
-    found, _ = token_masks(record, layer=0)
-    for tokens, mask in zip(x, found, strict=True):
-        unit = (tokens - tokens.min(0)) / np.ptp(tokens, axis=0)
-        labels = KMeans(2, n_init=10, random_state=1).fit_predict(unit) == 1
-        assert (labels == mask.ravel()).all() or (~labels == mask.ravel()).all()
-
-
 def test_a_cold_subject_needs_another_polarity():
     record, masks = planted(sign=-1.0)
     assert (token_masks(record, layer=0)[0] == ~masks).all()
@@ -149,7 +138,8 @@ def test_an_image_is_masked_as_if_alone(method):
     together, heat = token_masks(record, layer=0, method=method, polarity="border")
     for i, values in enumerate(record[0, 0][1]):
         alone, own = token_masks(record_of(values[None]), layer=0, method=method, polarity="border")
-        assert (alone[0] == together[i]).all() and np.array_equal(own[0], heat[i])
+        assert (alone[0] == together[i]).all()
+        np.testing.assert_allclose(own[0], heat[i], rtol=1e-5)
 
 
 @pytest.mark.parametrize("scaling", measures.masks.SCALINGS)
@@ -181,31 +171,6 @@ def test_ranks_choose_channels_and_sites_are_joined():
     one, two = (token_masks(mixed, layer=i, method="border", scaling="standard")[1] for i in (0, [0, 1]))
     np.testing.assert_allclose(two, one * np.sqrt(2), rtol=1e-5)  # the same channels twice
     assert (token_masks(mixed, layer=-1)[0] == token_masks(mixed, layer=1)[0]).all()
-
-
-def test_nothing_is_clustered_twice(monkeypatch):
-    record, calls = planted()[0], []
-    monkeypatch.setattr(
-        measures.masks, "k_means", lambda *a, f=measures.masks.k_means, **k: calls.append(1) or f(*a, **k)
-    )
-    for polarity in measures.masks.POLARITIES:
-        token_masks(record, layer=0, polarity=polarity)
-    assert len(calls) == 3
-    token_masks(record, layer=0, seed=1)
-    assert len(calls) == 6
-    record.sites[0, 0][1] = record.sites[0, 0][0]  # a second generation
-    assert len(token_masks(record, layer=0)[0]) == 6
-
-
-def test_large_images_in_threads_give_the_same(monkeypatch):
-    grid, masks = (60, 90), subjects().repeat(10, 1).repeat(10, 2)
-    noise = np.random.default_rng(0).normal(0, 0.1, (3, 5400, 6))
-    record = record_of(noise + masks.reshape(3, -1, 1), grid)
-    assert record[0, 0][1][0].numel() > 30_000
-    a = token_masks(record, layer=0)[0]
-    monkeypatch.setattr(measures.masks, "_each", lambda f, x, *more: np.stack([f(tokens, *more) for tokens in x]))
-    record.clusters.clear()
-    assert (a == token_masks(record, layer=0)[0]).all() and (a == masks).all()
 
 
 def test_tokens_that_are_all_alike_have_no_subject():
@@ -247,6 +212,25 @@ def test_overlaps_are_those_of_the_masks():
     assert (value.sel(rule="oracle") >= value).all() and (value.sel(rule="oracle") > value.sel(rule="heat")).all()
     assert (table.sel(arm="border", rule="heat") == 1).all()  # needs no rule
     np.testing.assert_allclose(table.sel(arm="everything", rule="heat")[:, 0, 0], masks.mean((1, 2)), rtol=1e-6)
+
+
+def test_sites_clustered_together_give_what_each_gives_alone(recorded, monkeypatch):
+    record, _ = recorded
+    subject = np.random.default_rng(0).random((4, *record.grid)) > 0.7
+    arms = {
+        "two": dict(ranks=[0, 1]),
+        "pca": dict(method="pca", scaling="quantile"),
+        "border": dict(ranks=[0, 1], method="border", absolute=True, scaling="standard"),
+    }
+    table = measures.masks.overlaps(record, subject, arms)
+    monkeypatch.setattr(measures.masks, "AT_ONCE", 1)  # one site at a time
+    np.testing.assert_array_equal(table, measures.masks.overlaps(record, subject, arms))
+    for arm, how in arms.items():
+        for layer in record.layers[::2]:
+            for rule in measures.masks.POLARITIES:
+                masks = token_masks(record, layer=layer, step=record.steps[1], **{"polarity": rule} | how)[0]
+                here = table.sel(arm=arm, rule=rule, layer=layer, step=record.steps[1])
+                np.testing.assert_allclose(here, iou(masks, subject), rtol=1e-6)
 
 
 def test_trivial_masks_look_at_no_image():

@@ -1,25 +1,20 @@
 """Masks: cluster the image tokens by their recorded channels, and compare the masks with references."""
 
-from itertools import product
-
 import numpy as np
-import sklearn
 import torch
 import xarray as xr
-from joblib import Parallel, delayed
-from scipy.spatial.distance import cdist
-from skimage.filters import threshold_otsu
 from skimage.transform import resize_local_mean
-from sklearn.cluster import k_means
-from sklearn.decomposition import PCA
+
+from . import clusters
 
 METHODS = ("kmeans", "pca", "border")
 SCALINGS = ("minmax", "quantile", "standard")
 POLARITIES = ("heat", "total", "border", "centre")
+AT_ONCE = 2**26  # recorded values that are clustered at once: 256 MiB in float32
 
 
 def token_masks(
-    record, *, layer, step=-1, ranks=None, method="kmeans", scaling="minmax", absolute=False, polarity="heat", seed=0
+    record, *, layer, step=-1, ranks=None, method="kmeans", scaling="minmax", absolute=False, polarity="heat"
 ):
     """Where the subject is, by the recorded channels: masks (image, H, W) bool and heat (image, H, W) float32.
 
@@ -39,49 +34,49 @@ def token_masks(
     Raises ValueError for an unknown method, scaling or polarity and for an empty record, KeyError for a site that was
     not recorded, IndexError for ranks that do not exist.
     """
-    for what, value, allowed in (
-        ("method", method, METHODS),
-        ("scaling", scaling, SCALINGS),
-        ("polarity", polarity, POLARITIES),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{what} {value!r} is unknown; allowed: {', '.join(allowed)}")
+    how = _checked(dict(method=method, scaling=scaling, polarity=polarity))
     if not record.sites:
         raise ValueError("the Record has seen no tokens: generate inside `with mu.attach(pipe, record):` first")
     sites = [(s, i) for s in _recorded(step, record.steps) for i in _recorded(layer, record.layers)]
-    chosen = None if ranks is None else tuple(map(int, ranks))
-    key = (*sites, chosen, method, scaling, absolute, seed, *(len(record.sites.get(site, ())) for site in sites))
-    border = border_of(record.grid).ravel()
-    if key not in record.clusters:
-        parts = [record[site][1] if chosen is None else record[site][1][..., list(chosen)] for site in sites]
-        x = torch.cat([part.float().cpu() for part in parts], -1).numpy()  # image N K
-        x = _scaled(np.abs(x) if absolute else x, scaling)
-        heat = _each(_from_border, x, border) if method == "border" else x.mean(-1)  # image N
-        split = {"kmeans": (_two_means, x, seed), "pca": (_first_component, x), "border": (_above, heat)}[method]
-        record.clusters[key] = _each(*split), heat
-    side, heat = record.clusters[key]
-    masks = side if method == "border" else _foreground(side, heat, polarity, record.grid)
-    shape = len(masks), *record.grid
-    return masks.reshape(shape).copy(), heat.reshape(shape).copy()  # what leaves is not what the record keeps
+    tokens = torch.cat([_tokens(record, site, ranks, absolute) for site in sites], -1)  # image N K
+    side, heat = _split(tokens, how, record.grid, {})
+    mask = side if method == "border" else _foreground(side, heat, polarity, record.grid)
+    return tuple(x.reshape(-1, *record.grid).cpu().numpy() for x in (mask, heat))
 
 
-def overlaps(record, subject, arms: dict, *, seed: int = 0) -> xr.DataArray:
+@torch.no_grad()
+def overlaps(record, subject, arms: dict) -> xr.DataArray:
     """IoU with the subject (image, H, W) of many arms at all recorded sites: (image, rule, arm, layer, step).
 
     An arm is a dict of token_masks' arguments, or a mask (H, W) that looks at no image. Rules are the polarities and
     "oracle", the side of the split that overlaps the subject more: what a partition is worth, whoever names its sides.
+    Sites are clustered together, as many as fit in 256 MiB, on the device where the record lies.
     """
+    defaults = dict(ranks=None, method="kmeans", scaling="minmax", absolute=False)
+    ways = {name: _checked(defaults | how) for name, how in arms.items() if isinstance(how, dict)}
+    sites = [(step, layer) for layer in record.layers for step in record.steps]
+    values = record[sites[0]][1]
+    subject = torch.as_tensor(np.asarray(subject), device=values.device).float().flatten(1)  # image N
+    at_once = max(1, AT_ONCE // values.numel())
+    found = {name: [] for name in arms}
+    for start in range(0, len(sites), at_once):
+        part, last = sites[start : start + at_once], None
+        many = subject.repeat(len(part), 1)  # sites * images, N
+        for name, how in sorted(ways.items(), key=lambda item: _channels(item[1])):
+            if _channels(how) != last:
+                tokens = torch.cat([_tokens(record, site, how["ranks"], how["absolute"]) for site in part])
+                known, last = {}, _channels(how)
+            split = _split(tokens, how, record.grid, known)
+            found[name].append(_by_rule(*split, how["method"], record.grid, many))
+    for name, mask in ((name, mask) for name, mask in arms.items() if name not in ways):
+        mask = torch.as_tensor(np.asarray(mask), device=subject.device).flatten().expand(subject.shape)
+        found[name].append(_by_rule(mask, mask.float(), "border", record.grid, subject).repeat(len(sites), 1))
+    shape = len(record.layers), len(record.steps), len(subject), len(POLARITIES) + 1
+    value = np.stack(
+        [torch.cat(parts).cpu().numpy().reshape(shape) for parts in found.values()]
+    )  # arm layer step image
     dims = dict(rule=[*POLARITIES, "oracle"], arm=[*arms], layer=record.layers, step=record.steps)
-    value = np.empty((len(subject), *map(len, dims.values())), np.float32)
-    for (a, how), (i, layer), (j, step) in product(*map(enumerate, (arms.values(), record.layers, record.steps))):
-        if isinstance(how, dict):
-            ways = ({"polarity": polarity} | how for polarity in POLARITIES)
-            masks = [token_masks(record, layer=layer, step=step, seed=seed, **way)[0] for way in ways]
-        else:
-            masks = [np.broadcast_to(how, np.shape(subject))] * len(POLARITIES)
-        value[:, :-1, a, i, j] = np.stack([iou(mask, subject) for mask in masks], 1)
-        value[:, -1, a, i, j] = np.fmax(iou(masks[0], subject), iou(~masks[0], subject))  # the oracle
-    return xr.DataArray(value, dims, ("image", *dims), name="iou")
+    return xr.DataArray(value.transpose(3, 4, 0, 1, 2), dims, ("image", *dims), name="iou")
 
 
 def iou(mask, reference):
@@ -139,54 +134,73 @@ def _recorded(chosen, known: list[int]) -> list[int]:
     return [known[int(i)] if -len(known) <= i < 0 else int(i) for i in chosen]
 
 
-def _scaled(x: np.ndarray, scaling: str) -> np.ndarray:
-    """Channels on one scale over their image's tokens, constant ones at 0: (image, N, K)."""
+def _checked(how: dict) -> dict:
+    """The arguments as they are. Raises ValueError for an unknown method, scaling or polarity."""
+    for name, allowed in (("method", METHODS), ("scaling", SCALINGS), ("polarity", POLARITIES)):
+        if name in how and how[name] not in allowed:
+            raise ValueError(f"{name} {how[name]!r} is unknown; allowed: {', '.join(allowed)}")
+    return how
+
+
+def _channels(how: dict) -> tuple:
+    """What says which values an arm looks at, in an order that puts equal ones together."""
+    return (() if how["ranks"] is None else tuple(map(int, how["ranks"]))), how["absolute"]
+
+
+def _tokens(record, site, ranks, absolute) -> torch.Tensor:
+    """The recorded values of a site: (image, N, K) float32, where the record lies."""
+    values = record[site][1]
+    values = (values if ranks is None else values[..., list(map(int, ranks))]).float()
+    return values.abs() if absolute else values
+
+
+def _scaled(tokens, scaling) -> tuple:
+    """Tokens (G, N, K) centred over N, the scale (G, K, 1) of each channel, 0 for a constant one, and heat (G, N)."""
+    if scaling == "quantile":
+        ordered, at = tokens.sort(1).values, torch.tensor([0.02, 0.98]) * (tokens.shape[1] - 1)
+        below, part = ordered[:, at.long()], (at % 1)[:, None].to(tokens)
+        ends = torch.lerp(below, ordered[:, at.long() + 1], part)
+        tokens = tokens.clamp(ends[:, :1], ends[:, 1:])
+    x = tokens - tokens.mean(1, keepdim=True)
+    low = x.amin(1, keepdim=True)  # G 1 K
     if scaling == "standard":
-        x, width = x - x.mean(1, keepdims=True), x.std(1, keepdims=True)
+        width, low = x.square().sum(1, keepdim=True).div(x.shape[1]).sqrt(), torch.zeros_like(low)
     else:
-        low, high = x.min(1, keepdims=True), x.max(1, keepdims=True)
-        if scaling == "quantile":
-            low, high = np.quantile(x, [0.02, 0.98], axis=1, keepdims=True)
-        x, width = np.clip(x, low, high) - low, high - low
-    return np.divide(x, width, out=np.zeros_like(x, np.float32), where=width > 0, casting="same_kind")
+        width = x.amax(1, keepdim=True) - low
+    scale = torch.where(tokens.amax(1, keepdim=True) > tokens.amin(1, keepdim=True), 1 / width, 0).mT
+    return x, scale, ((x @ scale - low @ scale) / x.shape[2])[..., 0]
 
 
-def _each(function, x: np.ndarray, *more) -> np.ndarray:
-    """A function of one image's tokens for every image, in threads where images are large enough to gain by them."""
-    jobs = 1 if x[0].size < 30_000 else -1
-    return np.stack(Parallel(n_jobs=jobs, prefer="threads")(delayed(function)(tokens, *more) for tokens in x))
+def _split(tokens, how, grid, known) -> tuple:
+    """The two sides of a split and the heat of tokens (G, N, K): (G, N) each; `known` keeps what methods share."""
+    scaling, method = how["scaling"], how["method"]
+    if scaling not in known:
+        known[scaling] = _scaled(tokens, scaling)
+    x, scale, heat = known[scaling]
+    if method == "border":
+        heat = clusters.from_border(x, scale, torch.from_numpy(border_of(grid).ravel()).to(x.device))
+        return clusters.above(heat), heat
+    if (scaling, "scores") not in known:
+        known[scaling, "scores"] = clusters.first_component(x, scale)
+    scores = known[scaling, "scores"]
+    return clusters.above(scores) if method == "pca" else clusters.two_means(x, scale, scores), heat
 
 
-def _two_means(tokens, seed) -> np.ndarray:
-    if not np.ptp(tokens, axis=0).any():  # all alike: one cluster
-        return np.zeros(len(tokens), bool)
-    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):  # half of the time on a small grid
-        return k_means(tokens, 2, n_init=1, random_state=seed)[1] == 1
-
-
-def _first_component(tokens) -> np.ndarray:
-    if not np.ptp(tokens, axis=0).any():
-        return np.zeros(len(tokens), bool)
-    return _above(PCA(1, random_state=0).fit_transform(tokens)[:, 0])
-
-
-def _from_border(tokens, border) -> np.ndarray:
-    """Mean distance of each token (N, K) to the three nearest tokens of the border, itself left out: (N,)."""
-    n = min(4, int(border.sum()))
-    distance = np.sort(np.partition(cdist(tokens, tokens[border]), n - 1)[:, :n])  # N 4, nearest first
-    return np.where(border[:, None], distance[:, 1:], distance[:, :-1]).mean(1).astype(np.float32)
-
-
-def _above(heat) -> np.ndarray:
-    return heat > threshold_otsu(heat) + np.ptp(heat) / 512  # given is the middle of the last of 256 bins below
-
-
-def _foreground(side, heat, polarity: str, grid) -> np.ndarray:
-    """The foreground among the two sides of a split (image, N): the one where a weight is larger."""
+def _foreground(side, heat, polarity: str, grid) -> torch.Tensor:
+    """The foreground among the two sides of a split (G, N): the one where a weight is larger."""
     y, x = _places(grid)
-    weight = {"border": -border_of(grid).astype(float), "centre": -np.hypot(x, y)}.get(polarity)
-    weight = heat if weight is None else np.broadcast_to(weight.ravel(), heat.shape)
+    weight = {"border": -border_of(grid).astype(np.float32), "centre": -np.hypot(x, y)}.get(polarity)
+    weight = heat if weight is None else torch.from_numpy(weight.ravel()).to(heat).expand(heat.shape)
     inside, outside = (weight * side).sum(1), (weight * ~side).sum(1)
     if polarity != "total":
-        inside, outside = (s / np.maximum(m.sum(1), 1) for s, m in ((inside, side), (outside, ~side)))
-    return np.where((inside > outside)[:, None] | ~side.any(1)[:, None], side, ~side)
+        inside, outside = inside / side.sum(1).clamp_min(1), outside / (~side).sum(1).clamp_min(1)
+    return torch.where((inside > outside)[:, None] | ~side.any(1)[:, None], side, ~side)
+
+
+def _by_rule(side, heat, method, grid, subject) -> torch.Tensor:
+    """IoU of the foreground by every rule, then of the better side, with subjects (G, N): (G, rule)."""
+    masks = [side if method == "border" else _foreground(side, heat, rule, grid) for rule in POLARITIES]
+    masks = torch.stack([*masks, ~masks[0]], 1).float()  # G rule N
+    both, subject = (masks * subject[:, None]).sum(2), subject.sum(1, keepdim=True)
+    value = both / (masks.sum(2) + subject - both)  # nan where both are empty
+    return torch.cat([value[:, :-1], torch.fmax(value[:, :1], value[:, -1:])], 1)

@@ -34,7 +34,6 @@ class Record:
         self.sites = {}  # (step, layer) -> {generation: ids (B K), values (B N K)}
         self.timesteps, self.names = {}, {}
         self.grid = self.branch = None
-        self.clusters = {}  # what token_masks made of these tokens: no clustering is done twice
 
     def __call__(self, tokens, site):
         self.branch, self.grid = self.branch or site.branch, self.grid or site.grid
