@@ -24,14 +24,17 @@ def test_toyworld_prompts_were_never_trained_on():
     assert mu.prompts.read("toyworld", 16) == [toyworld.caption(scene) for scene in scenes[:16]]
 
 
-def test_toyworld_pairs_differ_in_what_their_kind_says():
+def test_toyworld_pairs_differ_in_what_their_kind_says_and_in_all_around():
     pairs = mu.prompts.read_pairs("toyworld-pairs")
-    words = {"subject": {"shape"}, "colour": {"colour"}, "several": set(toyworld.ATTRIBUTES)}
+    subject = {"shape": {"shape"}, "colour": {"colour"}, "both": {"shape", "colour"}}
     for pair in pairs.itertuples():
         source, target = toyworld.parse(pair.source), toyworld.parse(pair.target)
         assert {toyworld.split_of(source), toyworld.split_of(target)} == {"test"}
-        assert {n for n in toyworld.ATTRIBUTES if getattr(source, n) != getattr(target, n)} == words[pair.kind]
-    assert len(pairs) == 96 and len({*pairs.source, *pairs.target}) == 192
+        around = {"ground", "pattern", "place", "light", "style"}
+        differ = {n for n in toyworld.ATTRIBUTES if getattr(source, n) != getattr(target, n)}
+        assert differ == subject[pair.kind] | around
+    assert len({*pairs.source, *pairs.target}) == 2 * len(pairs), "a caption stands in two pairs"
+    assert pairs.groupby(["split", "kind"]).size().unstack().loc[["tune", "report"]].values.tolist() == [[8] * 3, [32] * 3]
 
 
 @pytest.mark.parametrize("name", ["toyworld-pairs", "everyday-pairs"])

@@ -1,11 +1,11 @@
 """Write the ToyWorld prompt sets beside this file: python data/prompts/make.py
 
-toyworld.txt are captions of the test split, drawn at random. toyworld-pairs.csv are pairs of them for transport: the
-same scene with another shape ("subject"), with another colour ("colour"), or scenes that differ in all six words
-("several"). No caption stands in two pairs, so that the rows to tune on and the rows to report share nothing.
+toyworld.txt are captions of the test split, drawn at random. toyworld-pairs.csv are pairs of them for transport. Source
+and target of a pair differ in ground, pattern, place, light and style, so that neither returning the source nor pasting
+it scores. Their subjects differ in shape ("shape"), in colour ("colour") or in both ("both"). No caption stands in two
+pairs, so that the rows to tune on and the rows to report share nothing.
 """
 
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ import pandas as pd
 from massact_utils.toyworld import ATTRIBUTES, Scene, caption, sample, split_of
 
 HERE = Path(__file__).parent
+KINDS = {"shape": ("shape",), "colour": ("colour",), "both": ("shape", "colour")}
+ALWAYS = ("ground", "pattern", "place", "light", "style")  # in these source and target differ
 
 
 def captions(n: int = 256) -> str:
@@ -21,27 +23,23 @@ def captions(n: int = 256) -> str:
     return "".join(f"{caption(scene)}\n" for scene in sample(n, seed=0, split="test"))
 
 
-def pairs(each: int = 32, seed: int = 0) -> str:
-    """toyworld-pairs.csv: `each` pairs of every kind, alternately to tune on and to report."""
-    scenes = [Scene(*words) for words in product(*ATTRIBUTES.values()) if words[1] != words[4]]
-    scenes = [scene for scene in scenes if split_of(scene) == "test"]
-    np.random.default_rng(seed).shuffle(scenes)
-    words = np.array([list(vars(scene).values()) for scene in scenes])
-    differ = words[:, None] != words[None]  # scene scene attribute
-    wanted = {"subject": {"shape"}, "colour": {"colour"}, "several": set(ATTRIBUTES)}
-    used, found = set(), {kind: [] for kind in wanted}
-    for kind, names in wanted.items():
-        as_wanted = differ == [name in names for name in ATTRIBUTES]
-        for i, j in np.argwhere(as_wanted.all(-1)).tolist():
-            if len(found[kind]) < each and not {i, j} & used:
-                found[kind].append((caption(scenes[i]), caption(scenes[j]), kind))
-                used |= {i, j}
-    rows = [
-        (*found[kind][2 * i + half], split)
-        for i in range(each // 2)
-        for kind in wanted
-        for half, split in enumerate(("tune", "report"))
-    ]
+def pairs(tune: int = 8, report: int = 32, seed: int = 0) -> str:
+    """toyworld-pairs.csv: so many pairs of every kind to tune on and to report, kinds in turn."""
+    rng, used, rows = np.random.default_rng(seed), set(), []
+    for split in ["tune"] * tune + ["report"] * report:
+        for kind, subject in KINDS.items():
+            while True:
+                two = {name: rng.choice(allowed, 2, replace=False) for name, allowed in ATTRIBUTES.items()}
+                words = {name: two[name] for name in ALWAYS}
+                words |= {name: two[name] if name in subject else two[name][[0, 0]] for name in KINDS["both"]}
+                source, target = ({name: str(word[i]) for name, word in words.items()} for i in (0, 1))
+                if any(words["colour"][i] == words["ground"][i] for i in (0, 1)):
+                    continue
+                source, target = Scene(**source), Scene(**target)
+                if {split_of(source), split_of(target)} == {"test"} and not {source, target} & used:
+                    break
+            used |= {source, target}
+            rows.append((caption(source), caption(target), kind, split))
     return pd.DataFrame(rows, columns=["source", "target", "kind", "split"]).to_csv(index=False, lineterminator="\n")
 
 

@@ -23,13 +23,15 @@ def _segmenter(device: str):
 
 
 def attributes_right(images, prompts, *, device=None) -> pd.DataFrame:
-    """Which of the six attributes of a ToyWorld caption each image shows: one row an image, one bool column each.
+    """Whether each image shows what its ToyWorld caption says: one row an image, one column an attribute, 1 or 0, and
+    nan where the caption leaves the attribute open.
 
     Read by `read_attributes`. Raises ValueError for prompts that are not ToyWorld captions.
     """
     check_pairs(images, prompts)
     said = pd.DataFrame([vars(toyworld.parse(prompt)) for prompt in prompts])
-    return read_attributes(images, device=device)[list(said)] == said
+    right = read_attributes(images, device=device)[list(said)] == said
+    return right.astype(float).where(said.notna())
 
 
 @torch.no_grad()
@@ -37,7 +39,8 @@ def read_attributes(images, *, device=None) -> pd.DataFrame:
     """The words the ToyWorld CLIP reads off images, one row an image, one column an attribute, plus "confidence".
 
     `images`: PIL images or arrays (H, W, 3) uint8. Each attribute is the best of its zero-shot prompts
-    (`toyworld.question`); confidence is the softmax probability of the answer, at its lowest over the attributes.
+    (`toyworld.question`); confidence is the softmax probability of the answer, at its lowest over the attributes that
+    every scene has. The companion's words are read from every image, so they mean something only where there is one.
     Raises ValueError for no images, FileNotFoundError when the evaluator is not there.
     """
     model, processor, tokenizer = encoder("toy", chosen_device(device))
@@ -50,22 +53,24 @@ def read_attributes(images, *, device=None) -> pd.DataFrame:
         for name, words in toyworld.ATTRIBUTES.items():
             probability, best = logits[:, at : at + len(words)].softmax(-1).max(-1)
             answers[name] = [words[i] for i in best.tolist()]
-            sure.append(probability)
+            sure += [] if name.startswith("companion") else [probability]
             at += len(words)
         frames.append(pd.DataFrame(answers | {"confidence": torch.stack(sure).amin(0).numpy()}))
     return pd.concat(frames, ignore_index=True)
 
 
 @torch.no_grad()
-def segment(images, *, device=None) -> np.ndarray:
-    """The subject's mask in each image by the ToyWorld segmenter: (B, H, W) bool, at the images' own size.
+def segment(images, *, device=None) -> dict[str, np.ndarray]:
+    """The masks of subject, companion and shadow in each image by the ToyWorld segmenter: name -> (B, H, W) bool, at the
+    images' own size; no two of them meet.
 
     Raises ValueError for no images, FileNotFoundError when the evaluator is not there.
     """
     model, processor = _segmenter(chosen_device(device))
-    masks = []
+    classes = []
     for part in batches(images):
-        logits = model(**processor(part, return_tensors="pt").to(model.device)).logits  # B 2 h w
+        logits = model(**processor(part, return_tensors="pt").to(model.device)).logits  # B 4 h w
         logits = torch.nn.functional.interpolate(logits, size=part[0].shape[:2], mode="bilinear", align_corners=False)
-        masks.append((logits[:, 1] > logits[:, 0]).cpu().numpy())
-    return np.concatenate(masks)
+        classes.append(logits.argmax(1).cpu().numpy())
+    classes = np.concatenate(classes)
+    return {name: classes == i for i, name in model.config.id2label.items() if name != "background"}

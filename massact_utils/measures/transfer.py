@@ -15,12 +15,12 @@ SUBJECT = ("size", "colour", "shape")
 def at_one_place(pairs: pd.DataFrame) -> pd.DataFrame:
     """ToyWorld pairs with every target at its source's place, where tokens of the two subjects meet.
 
-    >>> words = "a large red star at the {} on a blue plain background".format
+    >>> words = "a red star at the {} on a blue plain ground".format
     >>> at_one_place(pd.DataFrame({"source": [words("top")], "target": [words("left")]})).target[0]
-    'a large red star at the top on a blue plain background'
+    'a red star at the top on a blue plain ground'
     """
     scenes = [[toyworld.parse(text) for text in pair] for pair in zip(pairs.source, pairs.target, strict=True)]
-    return pairs.assign(target=[toyworld.caption(replace(b, position=a.position)) for a, b in scenes])
+    return pairs.assign(target=[toyworld.caption(replace(b, place=a.place)) for a, b in scenes])
 
 
 def measure(images, captions, pictures, masks, *, others, exact: bool, evaluator: str = "toy") -> pd.DataFrame:
@@ -40,21 +40,27 @@ def measure(images, captions, pictures, masks, *, others, exact: bool, evaluator
 def by_attributes(images, sources, targets, *, sure: float = 0.5) -> pd.DataFrame:
     """Gain, keep and read of images between ToyWorld captions (source and target of each), one row an image, 0 to 1.
 
-    Gain is the share of the subject's size, colour and shape, where the captions differ, that are read as the source's;
-    keep the share of the other words of six that are read as the target's. Read is whether the evaluator is `sure` of
-    every word. Raises ValueError for captions that are not ToyWorld's or whose subjects do not differ.
+    Both look at the words alone that both captions fix and in which they differ. Gain is the share of the subject's
+    size, colour and shape that is read as the source's; keep is the share of all other words that is read as the
+    target's. So the source itself has gain 1 and keep 0, the target gain 0 and keep 1. The companion is left out. Read
+    is whether the evaluator is `sure` of every word. Raises ValueError for captions that are not ToyWorld's, and for
+    two that leave nothing to gain or nothing to keep.
     """
     seen = readout.read_attributes(images)
     rows = []
     for (_, words), source, target in zip(seen.iterrows(), sources, targets, strict=True):
         a, b = vars(toyworld.parse(source)), vars(toyworld.parse(target))
-        new = [name for name in SUBJECT if a[name] != b[name]]
-        if not new:
-            raise ValueError(f"the subjects of {source!r} and {target!r} do not differ, so there is nothing to gain")
+        differ = [name for name in a if None not in (a[name], b[name]) and a[name] != b[name]]
+        new = [name for name in differ if name in SUBJECT]
+        old = [name for name in differ if name not in SUBJECT and not name.startswith("companion")]
+        for what, names in (("gain", new), ("keep", old)):
+            if not names:
+                part = "subjects" if what == "gain" else "scenes"
+                raise ValueError(f"the {part} of {source!r} and {target!r} do not differ: there is nothing to {what}")
         rows.append(
             {
                 "gain": np.mean([words[name] == a[name] for name in new]),
-                "keep": np.mean([words[name] == b[name] for name in b if name not in new]),
+                "keep": np.mean([words[name] == b[name] for name in old]),
                 "read": float(words.confidence >= sure),
             }
         )
