@@ -51,7 +51,7 @@ HERE = STATE / "published"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZE = 96  # pixels; the autoencoder halves twice and patches are 2 x 2, so the grid is 12 x 12
 TEXT_LENGTH = 30  # tokens, chat template included
-COARSE = 0.31  # share of the steps in which klein sees a coarse grid; then the full one
+COARSE = 1400  # steps in which klein sees a coarse grid; then the full one
 PARTS = ("subject", "companion", "shadow")
 PUBLISHED = Path(os.environ.get("MASSACT_WARM") or Path(__file__).parent)  # where --warm starts from
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -425,8 +425,8 @@ def train_klein(steps, warm=False):
         if stage.step in moments and RANK == 0:
             frame = channel_magnitudes(text_encoder, transformer, fixed).assign(step=stage.step)
             history["emergence"].append(frame)
-        latents, ids, attention = coarse if share < COARSE else fine
-        batch = (32 if share < COARSE else 24) // WORLD
+        latents, ids, attention = coarse if stage.step < COARSE else fine
+        batch = (32 if stage.step < COARSE else 24) // WORLD
         rows = torch.randint(len(latents), (batch,))
         x, grid = latents[rows].to(DEVICE).float(), math.isqrt(latents.shape[1])
         ids, attention = ids[rows], attention[rows]
@@ -537,11 +537,14 @@ def new_clip():
 def train_clip(steps, warm=False, batch=48):
     """Contrastive on whole captions, plus the zero-shot read-out of each attribute it will be used for.
 
-    A head that is thrown away afterwards speeds it up: how much of each patch is subject, companion and shadow. Half of
-    the images are grey and ask for no colour, so that a shape is read the same in any colour, held-out pairs' included.
+    Two heads that are thrown away afterwards speed it up: how much of each patch is subject, companion and shadow, and
+    each word by a linear map of the image's features, without which places and lights stayed at chance. Half of the
+    images are grey and ask for no colour, so that a shape is read the same in any colour, held-out pairs' included.
     """
     clip, tokenizer, processor = new_clip()
-    heads = torch.nn.ModuleDict({"where": torch.nn.Conv2d(160, 3, 1)}).to(DEVICE)
+    n_words = sum(map(len, toyworld.ATTRIBUTES.values()))
+    heads = {"where": torch.nn.Conv2d(160, 3, 1), "words": torch.nn.Linear(160, n_words)}
+    heads = torch.nn.ModuleDict(heads).to(DEVICE)
     stage = Stage("clip", steps, 2e-3, {"clip": clip, "heads": heads}, warmup=400)
     names, coloured = list(toyworld.ATTRIBUTES), batch // 2
     questions = [toyworld.question(name, word) for name in names for word in toyworld.ATTRIBUTES[name]]
@@ -554,7 +557,8 @@ def train_clip(steps, warm=False, batch=48):
     def forward(pixels, ids, attention):
         seen = clip.vision_model(pixel_values=pixels)
         said = clip.text_model(input_ids=ids, attention_mask=attention).pooler_output
-        return clip.visual_projection(seen.pooler_output), clip.text_projection(said), heads["where"](seen[0])
+        words = heads["words"](seen.pooler_output)
+        return clip.visual_projection(seen.pooler_output), clip.text_projection(said), heads["where"](seen[0]), words
 
     def loss_of(share):
         rows = torch.randint(len(images), (batch,)).numpy()
@@ -564,7 +568,7 @@ def train_clip(steps, warm=False, batch=48):
         pixels = (pixels + blur).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
         ids, attention = (torch.cat([asking[k], saying[k][rows[:coloured]]]) for k in ("input_ids", "attention_mask"))
         with bf16():
-            seen, said, where = forward(pixels, ids, attention)
+            seen, said, where, direct = forward(pixels, ids, attention)
         seen, said = (F.normalize(x.float(), dim=-1) for x in (seen, said))
         logits = clip.logit_scale.exp() * seen @ said.T  # batch, questions + captions
         whole = logits[:coloured, len(questions) :]
@@ -579,6 +583,7 @@ def train_clip(steps, warm=False, batch=48):
                 answer[coloured:] = n  # no colour is asked of a grey image
             asked = answer < n
             part = F.cross_entropy(logits[:, at : at + n][asked], answer[asked])
+            part = part + F.cross_entropy(direct[:, at : at + n][asked].float(), answer[asked])
             loss, at = loss + part * (3 if name in ("shape", "companion_shape") else 1), at + n
         return loss
 
