@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import t
 from transformers import CLIPModel, CLIPProcessor, Dinov2Config, Dinov2Model
 
 from massact_utils import places, toyworld
-from massact_utils.measures import evidence, metrics, readout
+from massact_utils.measures import metrics, readout
 
 
 @pytest.fixture(scope="module", params=["test", "held-out"])
@@ -57,54 +56,6 @@ def test_masks_agree_with_exact_ones(renders):
 def test_no_images_is_an_error(evaluator):
     with pytest.raises(ValueError, match="no images"):
         evaluator([])
-
-
-def test_intervals_agree_with_students_on_normal_values_and_cover_the_truth():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(3, 1, 400), rng.normal(1, 1, 400)
-    mean, low, high = evidence.paired_interval(a, b)
-    d = a - b
-    wanted = t.interval(0.95, len(d) - 1, d.mean(), d.std(ddof=1) / len(d) ** 0.5)
-    assert mean == pytest.approx(d.mean()) and (low, high) == pytest.approx(wanted, abs=0.02)
-    inside = [low < 0 < high for _, low, high in (evidence.paired_interval(rng.normal(0, 1, 20)) for _ in range(100))]
-    assert 86 <= sum(inside) <= 99
-
-
-def test_pairing_cancels_what_a_prompt_does_to_both():
-    rng = np.random.default_rng(1)
-    prompt, effect = rng.normal(0, 10, 30), rng.normal(1, 0.1, 30)
-    _, low, high = evidence.paired_interval(prompt + effect, prompt)
-    assert 0.9 < low < high < 1.1
-    assert evidence.paired_interval(prompt) == evidence.paired_interval(prompt, np.zeros(30))
-    assert evidence.paired_interval(prompt, seed=3) == evidence.paired_interval(prompt, seed=3)
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("values", [[0.3] * 5, [0.0] * 4, [0.1 + 0.2, 0.3, 0.3], [1e9] * 3])
-def test_equal_differences_have_no_width(values):
-    mean, low, high = evidence.paired_interval(values)
-    assert mean == low == high == pytest.approx(values[0])
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("values", [[0, 1], [0] * 9 + [1], [1] * 7 + [0.999]])
-def test_few_or_lopsided_values_still_have_an_interval(values):
-    mean, low, high = evidence.paired_interval(values)
-    assert min(values) <= low <= mean <= high <= max(values) and low < high
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "named"),
-    [
-        ([1.0], None, "two prompts or more"),
-        ([1.0, 2.0], [1.0], r"\(2,\) and \(1,\)"),
-        ([1.0, np.nan, 2.0], None, "1 of 3 values are not finite"),
-        (np.zeros((2, 2)), None, "one value a prompt"),
-    ],
-)
-def test_values_that_make_no_interval(a, b, named):
-    with pytest.raises(ValueError, match=named):
-        evidence.paired_interval(a, b)
 
 
 def sample(n=16, seed=5):

@@ -16,7 +16,7 @@ from PIL import Image
 import massact_utils as mu
 from massact_utils import toyworld
 from massact_utils.measures import metrics, readout, stability, transfer
-from massact_utils.results import storage
+from massact_utils.results import claims, storage
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "results.md").read_text()
@@ -113,15 +113,20 @@ def test_tables_that_the_package_makes_have_the_columns_of_the_guide(tmp_path):
     )
     run = mu.Run(tmp_path, {"model": "toy"})
     run.claim("03.a", 0.5, 0.4, 0.6, True)
-    row = re.search(r"^\| `claims.json` \| (.*)", GUIDE, re.MULTILINE)[1]
-    assert set(pd.read_json(tmp_path / "claims.json")) == set(re.findall(r"`(\w+)`", row))
+    fields = re.search(r"^### `claims.json`.*?(?=^A record)", GUIDE, re.MULTILINE | re.DOTALL)[0]
+    named = [
+        name for line in re.findall(r"^\| (`.*?) \|", fields, re.MULTILINE) for name in re.findall(r"`(\w+)`", line)
+    ]
+    assert list(pd.read_json(tmp_path / "claims.json").columns) == [*claims.FIELDS, "holds"]
+    assert set(named) == {*claims.FIELDS, "holds"}
 
 
 def test_the_guides_example_reads_results(tmp_path, monkeypatch):
     (example,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     run = mu.Run(tmp_path / "runs/workbook/03_spatial_clustering", {"model": "toy"})
-    run.claim("03.a", 0.5, 0.4, 0.6, True)
+    run.claim("03.a", threshold=0)
+    run.claim("03.a", 0.5, 0.4, 0.6, n=20)
     (run.folder / "provenance.json").write_text('{"model": {"name": "toy"}}')
     dims = {"image": [0, 1], "rule": ["heat", "oracle"], "arm": ["top"], "layer": [0, 3], "step": [5]}
     run.save("overlaps", xr.DataArray(np.ones((2, 2, 1, 2, 1)), dims, name="iou"))

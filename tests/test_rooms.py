@@ -17,7 +17,7 @@ MAY_IMPORT = {  # room or module at the top -> what it may import besides itself
     "prompts": {"places", "models"},
     "probes": {"places", "models"},
     "measures": {"places", "toyworld", "models", "probes"},
-    "results": {"places", "models"},
+    "results": {"places", "models", "measures"},
     "show": {"models", "probes", "measures", "results"},
     "sweep": {"results"},
 }

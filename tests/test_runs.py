@@ -290,10 +290,21 @@ def test_claims_are_rows_replaced_by_their_id(tmp_path):
     run.claim("02.top-hurts", np.float32(0.25), 0.1, 0.3, np.bool_(False), "PSNR")
     first, second = json.loads((tmp_path / "claims.json").read_text())
     assert first["id"] == "02.another" and first["value"] is None and first["holds"] is False
-    assert second == {
-        **{"id": "02.top-hurts", "value": 0.25, "low": 0.1, "high": 0.3, "holds": False, "note": "PSNR"},
-        **{"model": "toy", "notebook": "02"},
+    found = {"id": "02.top-hurts", "value": 0.25, "low": 0.1, "high": 0.3, "holds": False, "note": "PSNR"}
+    assert found | {"verdict": "undecided", "model": "toy", "notebook": "02"} == {
+        name: second[name] for name in [*found, "verdict", "model", "notebook"]
     }
+
+
+def test_a_claim_is_on_disk_before_it_is_found(tmp_path):
+    run = mu.Run(tmp_path, {"model": "toy"}, pipe=None)
+    words = {"owner": "paper", "sentence": "The top hurts.", "measure": "PSNR", "threshold": 0.1, "side": "above"}
+    assert run.claim("02.a", **words)["verdict"] == "undecided"
+    assert json.loads((tmp_path / "claims.json").read_text())[0]["value"] is None
+    assert run.claim("02.a", 0.5, 0.4, 0.6, n=12)["verdict"] == "holds"
+    (row,) = json.loads((tmp_path / "claims.json").read_text())
+    found = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 12, "verdict": "holds", "note": ""}
+    assert row == words | found | {"id": "02.a", "model": "toy", "notebook": "02"}
 
 
 def test_default_folders_follow_the_parameters(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Results: what stays on disk, and how many notebooks are executed.
 
 run (whole batches, each done once), storage, provenance, parameters, claims, sweep.
-May import: models.
+May import: models, measures (for the verdict of a claim).
 """
 
 import lazy_loader

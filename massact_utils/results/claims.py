@@ -1,20 +1,99 @@
-"""The ledger of claims: what the notebooks found, collected from their run folders into the README's table."""
+"""The ledger of claims: what was stated before a computation, what it found, and the tables of README and site.
+
+Notebooks leave rows in claims.json by `Run.claim`; `publish` brings them into the committed ledger and its pages.
+"""
 
 import json
+import math
 import re
 from pathlib import Path
 
 from .. import places
+from ..measures import evidence
 
 ROOT = places.PACKAGE.parent
 MARKS = "<!-- results -->\n", "<!-- end of results -->"
+PAPER = "2605.13974"
+STATED = {"owner": "ours", "sentence": "", "measure": "", "threshold": None, "side": "above", "note": ""}
+FOUND = ["value", "low", "high", "n"]
+FIELDS = ["id", "owner", "sentence", "measure", *FOUND, "threshold", "side", "verdict", "note", "model", "notebook"]
+HEADLINES = (  # the README's rows: the paper's three claims, then others that bear on them; a dozen at most
+    "02.top-hurts-more-than-bottom",
+    "03.top-above-random",
+    "04.subject-follows",
+    "04.background-stays",
+    "01.grows-toward-the-image",
+    "02.one-layer-keeps-semantics",
+    "01.top-k-holds-the-energy",
+    "02.top-hurts-more-than-energy-matched",
+    "02.top-hurts-more-than-random-when-set-to-mean",
+    "03.polarity-loses-the-subject",
+    "04.transport-above-outside",
+    "04.transport-above-pixels",
+)
+INTRODUCTION = """\
+A claim is a sentence with an owner, a measure and a threshold that stands before the computation. What is found is a
+mean over n prompts and its 95 % interval. The claim **holds** when the whole interval lies on the claimed side of the
+threshold. It is **contradicted** when the interval lies on the other side, and **undecided** when the interval contains
+the threshold or there is none. A claim that is contradicted stays.
+
+This page is made from [claims.json](claims.json), and the README's table from some of its rows. `toy` is the embedded
+model; what it shows is no evidence about a large one."""
+
+
+def row(id: str, model: str, old: dict | None = None, found=None, *, n=None, holds=None, **words) -> dict:
+    """The row that comes in place of an `old` one: a statement where nothing is `found`, else what was found of it.
+
+    `words` as in STATED, None for what is not said; `found` is (value, low, high), nan where there is none. A statement
+    that is made again keeps what was found of it. Without a threshold the verdict is what `holds` says, as it was
+    before thresholds were kept.
+
+    Raises ValueError for an owner that is none, for a statement without a threshold, for a finding of which nothing was
+    stated, and for one that moves the threshold or its side; TypeError for a word that is none of STATED.
+    """
+    if not words.keys() <= STATED.keys():
+        raise TypeError(f"a claim has no {', '.join(words.keys() - STATED.keys())}; it has {', '.join(STATED)}")
+    old, words = old or {}, {name: word for name, word in words.items() if word is not None}
+    before = {name: old[name] for name in STATED if name in old}
+    stated = STATED | (before if found else {}) | words
+    if not re.fullmatch(r"paper|ours|\d{4}\.\d{4,5}", stated["owner"]):
+        raise ValueError(f"{id} has the owner {stated['owner']!r}; write 'paper' ({PAPER}), 'ours' or an arXiv id")
+    if stated["threshold"] is None and holds is None:
+        raise ValueError(f"{id} has no threshold; state one before the computation, as in threshold=0, side='above'")
+    if found:
+        was, now = ((words.get("threshold"), words.get("side")) for words in (before, stated))
+        if was[0] is not None and was != now:
+            raise ValueError(
+                f"{id} was stated {was[1]} {was[0]} and is found {now[1]} {now[0]}; state it anew, without a value"
+            )
+        numbers = dict(zip(FOUND, [*map(_finite, found), None if n is None else int(n)], strict=True))
+    else:
+        same = all(stated[name] == before.get(name) for name in STATED if name != "note")
+        numbers = {name: old.get(name) if same else None for name in FOUND}
+    if stated["threshold"] is None:
+        said = "holds" if holds else "undecided"
+    else:
+        said = evidence.verdict(numbers["low"], numbers["high"], stated["threshold"], stated["side"])
+    made = stated | numbers | {"id": id, "verdict": said, "model": model, "notebook": id.partition(".")[0]}
+    return {name: made[name] for name in FIELDS} | ({} if holds is None else {"holds": bool(holds)})
+
+
+def told(row: dict) -> str:
+    """What was found, as in "0.54 (0.45 to 0.62), n = 6: holds"."""
+    if row["value"] is None:
+        return "not measured"
+    value, low, high = (_number(row[part]) for part in ("value", "low", "high"))
+    interval = "" if row["low"] is None or row["high"] is None else f" ({low} to {high})"
+    size = "" if row["n"] is None else f", n = {row['n']}"
+    verdict = row["verdict"] if row["verdict"] == "holds" else f"**{row['verdict']}**"
+    return f"{value}{interval}{size}: {verdict}"
 
 
 def collect(folder) -> list[dict]:
     """The rows of every claims.json at or under a folder; of two rows with one id and model the later-written stays."""
     files = sorted(Path(folder).rglob("claims.json"), key=lambda path: path.stat().st_mtime_ns)
     rows = {(row["id"], row["model"]): row for file in files for row in json.loads(file.read_text())}
-    return [rows[key] for key in sorted(rows)]
+    return [{name: rows[key][name] for name in FIELDS} for key in sorted(rows)]
 
 
 def merge(old: list[dict], new: list[dict]) -> list[dict]:
@@ -24,44 +103,77 @@ def merge(old: list[dict], new: list[dict]) -> list[dict]:
     return sorted(kept + new, key=lambda row: (row["id"], row["model"] != "toy", row["model"]))
 
 
-def table(rows: list[dict]) -> str:
-    """The rows as Markdown: a line for each claim, a column for each model, whether it holds or not."""
+def table(rows: list[dict], ids=HEADLINES) -> str:
+    """Some of the rows as Markdown, in the order of `ids`: a line for each claim, a column for each model."""
     if not rows:
         return "No claims yet.\n"
     models = sorted({row["model"] for row in rows}, key=lambda model: (model != "toy", model))
-    cells = {(row["id"], row["model"]): _cell(row) for row in rows}
-    notes = {row["id"]: row["note"] for row in reversed(rows)}
-    lines = [f"| claim | measured | {' | '.join(models)} |", "|---" * (2 + len(models)) + "|"]
-    for id in dict.fromkeys(row["id"] for row in rows):
-        lines.append(f"| {_link(id)} | {notes[id]} | {' | '.join(cells.get((id, m), '') for m in models)} |")
+    cells = {(row["id"], row["model"]): row for row in rows}
+    lines = [_line("claim", "whose", "measured", *models), "|---" * (3 + len(models)) + "|"]
+    for id in ids:
+        mine = [cells.get((id, model)) for model in models]
+        first = next(filter(None, mine), None)
+        if first:
+            measured = ", ".join(filter(None, [first["measure"] or first["note"], _asked(first)]))
+            lines.append(_line(_link(first), _owner(first["owner"]), measured, *(r and told(r) for r in mine)))
+    return "\n".join(lines) + "\n"
+
+
+def page(rows: list[dict]) -> str:
+    """The whole ledger as a page of Markdown: the paper's claims, those of other papers, ours."""
+    kinds = {"The paper": ["paper"], "Other papers": sorted({r["owner"] for r in rows} - {"paper", "ours"})}
+    kinds |= {"Ours": ["ours"]}
+    words = ("holds", "contradicted", "undecided")
+    count = ", ".join(f"{sum(row['verdict'] == word for row in rows)} {word}" for word in words)
+    lines = ["# Every claim", "", INTRODUCTION, "", f"{len(rows)} rows: {count}."]
+    for title, owners in kinds.items():
+        mine = [row for row in rows if row["owner"] in owners]
+        if mine:
+            lines += ["", f"## {title}", ""]
+            lines += [_line("claim", "whose", "measured", "claimed", "model", "found", "note"), "|---" * 7 + "|"]
+        for row in mine:
+            cells = row["measure"], _asked(row), row["model"], told(row), row["note"]
+            lines.append(_line(_link(row, "../"), _owner(row["owner"]), *cells))
     return "\n".join(lines) + "\n"
 
 
 def publish(folder, ledger=ROOT / "docs" / "claims.json", readme=ROOT / "README.md") -> None:
-    """Bring the claims under a folder into the committed ledger, and the README's table up to date with it."""
+    """Bring the claims under a folder into the committed ledger, its page beside it and the README's table."""
     ledger, readme = Path(ledger), Path(readme)
     rows = merge(json.loads(ledger.read_text()) if ledger.exists() else [], collect(folder))
     ledger.parent.mkdir(exist_ok=True)
     ledger.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    ledger.with_name("ledger.md").write_text(page(rows))
     before, rest = readme.read_text().split(MARKS[0])
     readme.write_text(before + MARKS[0] + table(rows) + MARKS[1] + rest.split(MARKS[1], 1)[1])
 
 
-def _cell(row: dict) -> str:
-    verdict = "holds" if row["holds"] else "**does not hold**"
-    if row["value"] is None:
-        return "not measured"
-    value, low, high = (_number(row[part]) for part in ("value", "low", "high"))
-    interval = "" if row["low"] is None or row["high"] is None else f" ({low} to {high})"
-    return f"{value}{interval}, {verdict}"
+def _finite(x: float | None) -> float | None:
+    return None if x is None or not math.isfinite(x) else float(x)
 
 
 def _number(x: float | None) -> str:
     return f"{x if x and abs(x) > 1e-9 else 0:.3g}"  # rounding left -0 and 1e-17
 
 
-def _link(id: str) -> str:
-    number, _, words = id.partition(".")
-    found = [path.name for path in ROOT.glob(f"notebooks/{number}_*.ipynb")]
-    label = f"{number} {re.sub('[-_.]', ' ', words)}"
-    return f"[{label}](notebooks/{found[0]})" if found else label
+def _line(*cells: str | None) -> str:
+    return f"| {' | '.join((cell or '').replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _asked(row: dict) -> str:
+    return "" if row["threshold"] is None else f"{row['side']} {_number(row['threshold'])}"
+
+
+def _owner(owner: str) -> str:
+    if owner == "ours":
+        return "ours"
+    number = PAPER if owner == "paper" else owner
+    return f"[{'the paper' if owner == 'paper' else number}](https://arxiv.org/abs/{number})"
+
+
+def _link(row: dict, up: str = "") -> str:
+    """The claim's sentence, or its id where there is none, with a link to its notebook."""
+    number, _, words = row["id"].partition(".")
+    notebooks = [path.name for path in ROOT.glob(f"notebooks/{number}_*.ipynb")]
+    label = row["sentence"] or f"{number} {re.sub('[-_.]', ' ', words)}"
+    return f"{label} ([{number}]({up}notebooks/{notebooks[0]}))" if notebooks else label

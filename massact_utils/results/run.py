@@ -8,7 +8,6 @@ table = run.results()  # all batches, in order
 """
 
 import json
-import math
 import os
 import re
 import sys
@@ -22,7 +21,7 @@ from accelerate.utils.memory import find_executable_batch_size, should_reduce_ba
 from tqdm.auto import tqdm
 
 from .. import places
-from . import provenance, storage
+from . import claims, provenance, storage
 
 
 def folder(out_dir: str | None, name: str, parameters: dict | None = None) -> Path:
@@ -212,15 +211,23 @@ class Run:
         storage.write(path, thing)
         return path
 
-    def claim(self, id: str, value: float, low: float, high: float, holds: bool, note: str = "") -> None:
-        """Put one row in claims.json in the place of the row with that id, as in "02.top-hurts-more-than-random"."""
-        row = {key: None if math.isnan(x) else float(x) for key, x in dict(value=value, low=low, high=high).items()}
-        row = {"id": id, **row, "holds": bool(holds), "note": note}
-        row |= {"model": self.model, "notebook": id.split(".")[0]}
+    def claim(self, id: str, value=None, low=None, high=None, holds=None, note=None, *, n=None, **words) -> dict:
+        """State a claim before its computation, then put what was found; returns its row of claims.json.
+
+        run.claim("02.top-hurts", owner="paper", sentence="...", measure="drop of PSNR, dB", threshold=0, side="above")
+        run.claim("02.top-hurts", *paired_interval(top, others), n=12)
+
+        `words`: owner is "paper" (2605.13974), another paper's arXiv id or "ours"; sentence the claim in full, with the
+        figure it comes from; measure a phrase; threshold and side ("above", "below"). `n` is how many prompts, `note`
+        what else a reader has to know. The verdict follows from interval and threshold. Raises as `claims.row` does.
+        """
+        found = None if value is None else (value, low, high)
         path = self.folder / "claims.json"
         with storage.locked(self.folder / ".lock"):
-            rows = json.loads(path.read_text()) if path.exists() else []
-            storage.write(path, sorted([old for old in rows if old["id"] != id] + [row], key=lambda row: row["id"]))
+            rows = {row["id"]: row for row in json.loads(path.read_text())} if path.exists() else {}
+            made = claims.row(id, self.model, rows.get(id), found, n=n, holds=holds, note=note, **words)
+            storage.write(path, [row for _, row in sorted((rows | {id: made}).items())])
+        return made
 
     def _known(self, name: str, without=None) -> dict:
         path = self.folder / name
