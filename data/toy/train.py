@@ -518,12 +518,13 @@ def new_clip():
         max_position_embeddings=TEXT_LENGTH,
         **ids,
     )
-    vision = ConvNextConfig(
+    vision = ConvNextConfig(  # the last map is 1 x 1: a mean over a larger one would forget places
         image_size=SIZE,
-        num_stages=3,
-        hidden_sizes=[40, 80, 160],
-        hidden_size=160,  # where the dual encoder looks for the width
-        depths=[1, 2, 2],
+        patch_size=3,
+        num_stages=6,
+        hidden_sizes=[32, 48, 96, 160, 192, 192],
+        hidden_size=192,  # where the dual encoder looks for the width
+        depths=[1, 1, 2, 1, 1, 1],
         layer_scale_init_value=0.1,
     )
     config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=96)
@@ -538,12 +539,12 @@ def train_clip(steps, warm=False, batch=48):
     """Contrastive on whole captions, plus the zero-shot read-out of each attribute it will be used for.
 
     Two heads that are thrown away afterwards speed it up: how much of each patch is subject, companion and shadow, and
-    each word by a linear map of the image's features, without which places and lights stayed at chance. Half of the
+    each word by a linear map of the image's features. Half of the
     images are grey and ask for no colour, so that a shape is read the same in any colour, held-out pairs' included.
     """
     clip, tokenizer, processor = new_clip()
     n_words = sum(map(len, toyworld.ATTRIBUTES.values()))
-    heads = {"where": torch.nn.Conv2d(160, 3, 1), "words": torch.nn.Linear(160, n_words)}
+    heads = {"where": torch.nn.Conv2d(96, 3, 1), "words": torch.nn.Linear(192, n_words)}
     heads = torch.nn.ModuleDict(heads).to(DEVICE)
     stage = Stage("clip", steps, 2e-3, {"clip": clip, "heads": heads}, warmup=400)
     names, coloured = list(toyworld.ATTRIBUTES), batch // 2
@@ -555,10 +556,11 @@ def train_clip(steps, warm=False, batch=48):
 
     @torch.compile(dynamic=False)
     def forward(pixels, ids, attention):
-        seen = clip.vision_model(pixel_values=pixels)
+        seen = clip.vision_model(pixel_values=pixels, output_hidden_states=True)
+        patches = next(x for x in seen.hidden_states[::-1] if x.shape[-1] == 8)
         said = clip.text_model(input_ids=ids, attention_mask=attention).pooler_output
         words = heads["words"](seen.pooler_output)
-        return clip.visual_projection(seen.pooler_output), clip.text_projection(said), heads["where"](seen[0]), words
+        return clip.visual_projection(seen.pooler_output), clip.text_projection(said), heads["where"](patches), words
 
     def loss_of(share):
         rows = torch.randint(len(images), (batch,)).numpy()
@@ -575,7 +577,7 @@ def train_clip(steps, warm=False, batch=48):
         target = torch.arange(coloured, device=DEVICE)
         loss, at = 0.25 * (F.cross_entropy(whole, target) + F.cross_entropy(whole.T, target)), 0
         masks = F.one_hot(torch.from_numpy(classes[rows]).long(), 4)[..., 1:].permute(0, 3, 1, 2).float().to(DEVICE)
-        share = F.adaptive_avg_pool2d(masks, where.shape[-2:])  # of each patch, B 3 6 6
+        share = F.adaptive_avg_pool2d(masks, where.shape[-2:])  # of each patch, B 3 8 8
         loss = loss + 5 * F.binary_cross_entropy_with_logits(where.float(), share)
         for name in names:
             n, answer = len(toyworld.ATTRIBUTES[name]), torch.from_numpy(words[name][rows]).to(DEVICE)
