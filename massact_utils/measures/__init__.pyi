@@ -1,7 +1,8 @@
-from . import evidence, masks, metrics, readout, references, stability, transfer
+from . import evidence, linear, masks, metrics, readout, references, stability, transfer
 
 __all__ = [
     "evidence",
+    "linear",
     "masks",
     "metrics",
     "readout",
