@@ -1,5 +1,7 @@
 """What Disrupt promises: only the named channels of the named rows change, by the stated dose."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,32 +9,152 @@ import xarray as xr
 
 import massact_utils as mu
 import tiny
-from massact_utils.probes.disrupt import Disrupt, matched_channels, removed
+from massact_utils.probes.disrupt import Disrupt
+from massact_utils.probes.doses import matched_channels, removed
+from massact_utils.probes.levels import Levels
 
 
 class Here:
-    layer, step = 1, 0
+    layer, step, branch, grid = 1, 0, "cond", (5, 3)
+
+
+WIDTH, TOKENS = 8, 15
 
 
 @pytest.fixture
 def tokens():
-    return torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
+    return torch.randn(3, TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
 
 
-TARGETS = {
-    "zero": torch.zeros_like,
-    "mean": lambda x: x.mean(1, keepdim=True).expand_as(x),
+def levels_of_a_data_set(level="mean"):
+    """Levels of two branches, steps and layers, all different."""
+    values = np.arange(2 * 2 * 2 * WIDTH, dtype=np.float32).reshape(2, 2, 2, WIDTH) / 10
+    coords = {"branch": ["cond", "uncond"], "step": [0, 1], "layer": [0, 1]}
+    return xr.DataArray(values, coords, ("branch", "step", "layer", "channel"), attrs={"level": level})
+
+
+def at_here(levels):
+    return levels.sel(branch="cond", step=0, layer=1).values
+
+
+LEVELS = {  # of one channel of one image, (N,) -> a number, on 5 x 3 tokens
+    "mean": np.mean,
+    "median": lambda x: sorted(x)[TOKENS // 2],
+    "border": lambda x: np.mean([x[3 * i + j] for i in range(5) for j in range(3) if i in (0, 4) or j in (0, 2)]),
+}
+TARGETS = {  # of a channel x (N,) with its level, and the data set's
+    "zero": lambda x, own, given: 0 * x,
+    "no pattern": lambda x, own, given: 0 * x + own,
+    "no level": lambda x, own, given: x - own + given,
+    "neither": lambda x, own, given: 0 * x + given,
 }
 
 
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("mode", TARGETS)
 @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
-def test_the_dose_moves_the_chosen_channels_and_no_other(tokens, mode, strength):
-    edited = Disrupt([2, 5], mode=mode, strength=strength)(tokens, Here)
-    wanted = tokens + strength * (TARGETS[mode](tokens) - tokens)
+def test_the_dose_moves_the_chosen_channels_and_no_other(tokens, mode, strength, level):
+    levels = levels_of_a_data_set(level)
+    edited = Disrupt([2, 5], mode=mode, strength=strength, level=level, levels=levels)(tokens, Here)
+    wanted = tokens.numpy().copy()
+    for row in range(3):
+        for c in (2, 5):
+            x = tokens[row, :, c].double().numpy()
+            target = TARGETS[mode](x, LEVELS[level](x), at_here(levels)[c])
+            wanted[row, :, c] = x + strength * (target - x)
+    np.testing.assert_allclose(edited, wanted, rtol=1e-5, atol=1e-6)
     rest = [0, 1, 3, 4, 6, 7]
-    torch.testing.assert_close(edited[..., [2, 5]], wanted[..., [2, 5]])
     assert torch.equal(edited[..., rest], tokens[..., rest])
+    assert strength or torch.equal(edited, tokens)
+
+
+def test_mean_is_the_older_name_of_no_pattern(tokens):
+    assert torch.equal(Disrupt([2], mode="mean")(tokens, Here), Disrupt([2], mode="no pattern")(tokens, Here))
+
+
+@pytest.mark.parametrize("strength", [0.4, 1.0])
+def test_a_token_keeps_its_norm_and_the_other_channels_their_direction(tokens, strength):
+    ids, rest = [0, 3, 4], [1, 2, 5, 6, 7]
+    edited = Disrupt(ids, mode="zero, norm restored", strength=strength)(tokens, Here)
+    torch.testing.assert_close(edited.norm(dim=2), tokens.norm(dim=2))
+    plain = Disrupt(ids, strength=strength)(tokens, Here)
+    torch.testing.assert_close(torch.cosine_similarity(edited, plain, dim=2), torch.ones(3, TOKENS))
+    assert not torch.equal(edited[..., rest], tokens[..., rest])
+    assert strength < 1 or edited[..., ids].eq(0).all()
+    assert Disrupt(range(WIDTH), mode="zero, norm restored")(tokens, Here).eq(0).all()  # nothing is left to scale
+
+
+def test_shuffled_values_stay_in_their_image_and_channels_stay_together(tokens):
+    ids = [1, 6, 7]
+    edited = Disrupt(ids, mode="shuffled", seed=4)(tokens, Here)
+    assert torch.equal(edited[..., [0, 2, 3, 4, 5]], tokens[..., [0, 2, 3, 4, 5]])
+    for row in range(3):
+        before, after = (sorted(map(tuple, x[row][:, ids].tolist())) for x in (tokens, edited))
+        assert before == after
+        assert not torch.equal(edited[row], tokens[row])
+
+
+def site_at(**where):
+    return SimpleNamespace(**dict(layer=1, step=0, branch="cond", grid=(5, 3)) | where)
+
+
+def test_a_shuffle_depends_on_its_seed_and_site_and_on_no_other_row(tokens):
+    def shuffled(x, seed, where=Here, **more):
+        return Disrupt([1, 6], mode="shuffled", seed=seed)(x, where)
+
+    alone = shuffled(tokens[1:2], 4)[0]
+    arms = Disrupt(arms=[[0], [6, 1], [1, 6]], mode=["zero", "shuffled", "shuffled"], seed=[0, 4, 5])(tokens, Here)
+    assert torch.equal(shuffled(tokens, 4)[1], alone) and torch.equal(shuffled(tokens.flip(0), 4)[1], alone)
+    assert torch.equal(arms[1], alone) and torch.equal(arms[2], shuffled(tokens, 5)[2])
+    assert torch.equal(shuffled(tokens, 4, site_at(branch="uncond"))[1], alone)  # guidance takes a difference
+    for other in (
+        shuffled(tokens, 5)[1],
+        shuffled(tokens, 4, site_at(layer=2))[1],
+        shuffled(tokens, 4, site_at(step=1))[1],
+    ):
+        assert not torch.equal(other, alone)
+
+
+def test_a_donor_gives_its_values_and_is_left_alone(tokens):
+    edited = Disrupt(arms=[[2, 5], None, [0]], mode="donor", donors=1, strength=[1.0, 1.0, 0.25])(tokens, Here)
+    wanted = tokens.clone()
+    wanted[0, :, [2, 5]] = tokens[1, :, [2, 5]]
+    wanted[2, :, 0] = 0.75 * tokens[2, :, 0] + 0.25 * tokens[1, :, 0]
+    assert torch.equal(edited[:2], wanted[:2])
+    torch.testing.assert_close(edited, wanted)
+
+
+def test_every_mode_can_be_an_arm_of_one_batch():
+    """A row with its own set, mode and dose comes out as it does in a batch of its own."""
+    modes = [*TARGETS, "zero, norm restored", "shuffled", "donor"]
+    tokens = torch.randn(8, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))
+    sets, doses = [[0], [1, 7], [2, 3, 4], [5], [6, 0], [1, 2], [3, 4, 5, 6]], [1, 0.5, 1, 0.25, 1, 0.5, 1]
+    more = dict(levels=levels_of_a_data_set(), seed=3)
+    probe = Disrupt(arms=[None, *sets], mode=["zero", *modes], strength=[1, *doses], donors=[None] * 7 + [0], **more)
+    edited = probe(tokens, Here)
+    assert torch.equal(edited[0], tokens[0])
+    for row, (mode, ids, dose) in enumerate(zip(modes, sets, doses, strict=True), 1):
+        arms = dict(arms=[None, ids], mode=["zero", mode], strength=[0, dose], donors=[None, 0])
+        alone = Disrupt(**arms, **more)(tokens[[0, row]], Here)
+        torch.testing.assert_close(edited[row], alone[1])  # means may be summed in another order
+        assert not torch.equal(edited[row], tokens[row])
+    np.testing.assert_allclose(
+        probe.changed(), (edited - tokens).square().sum((1, 2)) / tokens.square().sum((1, 2)), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_levels_of_half_precision_tokens_are_exact_but_for_one_rounding(dtype):
+    tokens = (300 + torch.randn(2, 4096, 3, generator=torch.Generator().manual_seed(0))).to(dtype)
+    exact, given = (
+        tokens.double().mean(1, keepdim=True),
+        xr.DataArray(np.full((1, 1, 3), 7.0), {"step": [0], "layer": [1]}, ("step", "layer", "channel")),
+    )
+    smooth = Disrupt([1], mode="no pattern")(tokens, Here)
+    assert smooth.dtype == dtype and torch.equal(smooth[..., 1], exact[..., 1].to(dtype).expand(2, 4096))
+    lower = Disrupt([1], mode="no level", levels=given)(tokens, Here)[..., 1].double()
+    wanted = tokens[..., 1].double() - exact[..., 1] + 7
+    torch.testing.assert_close(lower, wanted, rtol=torch.finfo(dtype).eps, atol=1e-4)
 
 
 def test_every_arm_has_its_own_row(tokens):
@@ -60,7 +182,7 @@ def test_a_set_may_hold_a_dose_for_each_channel(tokens):
     torch.testing.assert_close(edited, tokens * torch.tensor([1, 0.5, 1, 0.875, 1, 1, 1, 1]))
 
 
-@pytest.mark.parametrize("mode", TARGETS)
+@pytest.mark.parametrize("mode", ["zero", "no pattern", "shuffled", "zero, norm restored"])
 def test_the_share_of_the_squared_norm_that_was_changed(tokens, mode):
     probe = Disrupt(arms=[[0, 3], None, [7]], mode=mode, strength=0.5)
     shares = []
@@ -125,10 +247,97 @@ def test_disruption_in_a_pipeline_leaves_the_untouched_arm_alone():
     assert same == [True, False, False]
 
 
+@pytest.mark.parametrize("recipe", [tiny.sd3, tiny.pixart, tiny.flux_cfg], ids=lambda recipe: recipe.__name__)
+def test_each_branch_of_guidance_gets_its_own_level(recipe):
+    """Levels against means over tokens kept by hand, of two generations; then what an edit leaves behind."""
+    recipe = recipe()
+    levels, before, after = Levels(), Watch(), Watch()
+    with mu.attach(recipe.pipe, levels, before, branch="both"):
+        tiny.run(recipe)
+        tiny.run(recipe, prompts=(5,), seeds=(6,))
+    table = levels.table()
+    assert set(table.branch.values) == {"cond", "uncond"} and not table.isnull().any()
+    for (branch, step, layer), kept in before.tokens.items():
+        wanted = np.concatenate([x.double().numpy() for x in kept]).mean((0, 1))
+        np.testing.assert_allclose(table.sel(branch=branch, step=step, layer=layer), wanted, rtol=1e-4, atol=1e-5)
+    edit = Disrupt([0, 3], mode="neither", levels=table)
+    with mu.attach(recipe.pipe, edit), mu.attach(recipe.pipe, after, branch="both"):
+        tiny.run(recipe, prompts=(7, 8), seeds=(1, 2))
+    assert after.tokens.keys() == before.tokens.keys()
+    for (branch, step, layer), (tokens,) in after.tokens.items():
+        wanted = table.sel(branch=branch, step=step, layer=layer).values[[0, 3]]
+        np.testing.assert_array_equal(tokens[..., [0, 3]], np.broadcast_to(wanted, (*tokens.shape[:2], 2)))
+    assert not np.allclose(table.sel(branch="cond"), table.sel(branch="uncond"))
+
+
+@pytest.mark.parametrize("mode", ["shuffled", "donor"])
+def test_a_row_is_edited_alike_whoever_else_is_in_the_batch(mode):
+    """Under guidance: the second row of two batches that share their first two, where the first is the donor."""
+    recipe = tiny.flux_cfg()._replace(batch=3)
+    plain, made = tiny.run(recipe, prompts=(1, 2, 5), seeds=(3, 4, 5)), []
+    for prompt, seed in ((5, 5), (6, 9)):
+        with mu.attach(recipe.pipe, Disrupt(arms=[None, [0, 3], [1, 2]], mode=mode, donors=0, seed=8)):
+            made.append(tiny.run(recipe, prompts=(1, 2, prompt), seeds=(3, 4, seed)))
+    assert torch.equal(made[0][:2], made[1][:2]) and not torch.equal(made[0][2], made[1][2])
+    assert torch.equal(made[0][0], plain[0]) and not torch.equal(made[0][1], plain[1])
+
+
+class Watch:
+    """Keeps the tokens of every site, generation by generation."""
+
+    edits = False
+
+    def __init__(self):
+        self.tokens = {}
+
+    def __call__(self, tokens, site):
+        self.tokens.setdefault((site.branch, site.step, site.layer), []).append(tokens.clone())
+
+
+def test_levels_of_one_branch_are_refused_in_the_other():
+    recipe = tiny.flux_cfg()
+    with mu.attach(recipe.pipe, Levels()) as levels, mu.attach(recipe.pipe, mu.ChannelStats()) as stats:
+        tiny.run(recipe)
+    for table in (levels.table(), levels.table().sel(branch="cond"), stats.dataset()["mean"].mean("image")):
+        edit = Disrupt([0], mode="no level", levels=table)
+        with mu.attach(recipe.pipe, edit, branch="cond"):
+            tiny.run(recipe)
+        with mu.attach(recipe.pipe, edit), pytest.raises(ValueError, match=r"no branch uncond; .*branch='both'"):
+            tiny.run(recipe)
+
+
+def test_levels_that_were_not_measured_are_refused(tokens):
+    with pytest.raises(RuntimeError, match="seen no tokens"):
+        Levels().table()
+    measured = Levels()
+    measured(tokens, site_at(timestep=1000.0))
+    with pytest.raises(ValueError, match="1000 and is now at 900; take other Levels"):
+        measured(tokens, site_at(timestep=900.0))
+    levels = levels_of_a_data_set()
+    levels[:, :, 1] = np.nan
+    with pytest.raises(ValueError, match="8 of them nan"):
+        Disrupt([0], mode="neither", levels=levels)(tokens, Here)
+    with pytest.raises(ValueError, match=r"no step 0; they name \[1\]"):
+        Disrupt([0], mode="neither", levels=levels.sel(step=[1]))(tokens, Here)
+
+
+SOME = levels_of_a_data_set()
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"channels": [1], "mode": "none"}, "'none'.*zero, mean"),
+        ({"channels": [1], "mode": "none"}, "'none'.*'zero', .*'no pattern'"),
+        ({"channels": [1], "level": "mode"}, "'mode' is unknown; allowed: mean, median, border"),
+        ({"channels": [1], "mode": "no level"}, r"'no level' needs the data set's level.*levels.table\(\)"),
+        ({"channels": [1], "mode": "neither", "levels": SOME.expand_dims(image=2)}, "averaged over images"),
+        ({"channels": [1], "mode": "neither", "levels": SOME, "level": "median"}, "'mean'.*level='median'"),
+        ({"channels": [1], "mode": "donor", "donors": 0}, "arm 0 cannot take values from row 0"),
+        ({"arms": [[1], None], "mode": "donor"}, "from row None; give in donors="),
+        ({"arms": [[1], [2]], "mode": ["donor", "zero"], "donors": 1}, "from row 1"),
+        ({"arms": [[1], None], "mode": "donor", "donors": 2}, "from row 2"),
+        ({"arms": [[1], None], "mode": ["zero"]}, "1 modes for 2 sets"),
+        ({"channels": [1], "mode": "shuffled", "seed": -1}, "seed -1"),
         ({"channels": [1], "strength": 1.5}, "1.5"),
         ({"channels": [1], "strength": float("nan")}, "nan"),
         ({"channels": [1], "strength": xr.DataArray([1.0], dims="rank")}, "step and layer; got .'rank'"),

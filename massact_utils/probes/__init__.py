@@ -1,6 +1,6 @@
 """Probes: what looks at image tokens or edits them while a pipeline runs.
 
-attach (the hooks), channels (statistics and selection), record, disrupt, transport.
+attach (the hooks), channels (statistics and selection), levels (and patterns), record, doses, disrupt, transport.
 May import: models.
 """
 

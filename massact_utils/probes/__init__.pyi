@@ -1,9 +1,11 @@
-from . import attach, channels, disrupt, record, transport
+from . import attach, channels, disrupt, doses, levels, record, transport
 
 __all__ = [
     "attach",
     "channels",
     "disrupt",
+    "doses",
+    "levels",
     "record",
     "transport",
 ]
