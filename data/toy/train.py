@@ -538,13 +538,15 @@ def new_clip():
 def train_clip(steps, warm=False, batch=48):
     """Contrastive on whole captions, plus the zero-shot read-out of each attribute it will be used for.
 
-    Two heads that are thrown away afterwards speed it up: how much of each patch is subject, companion and shadow, and
-    each word by a linear map of the image's features. Half of the
+    Heads that are thrown away afterwards speed it up: how much of each patch is subject, companion and shadow, the
+    shape and colour of the thing a patch lies on, and each word by a linear map of the image's features. Half of the
     images are grey and ask for no colour, so that a shape is read the same in any colour, held-out pairs' included.
     """
     clip, tokenizer, processor = new_clip()
     n_words = sum(map(len, toyworld.ATTRIBUTES.values()))
+    shapes, colours = len(toyworld.SHAPES), len(toyworld.COLOURS)
     heads = {"where": torch.nn.Conv2d(96, 3, 1), "words": torch.nn.Linear(192, n_words)}
+    heads["what"] = torch.nn.Conv2d(96, shapes + colours, 1)
     heads = torch.nn.ModuleDict(heads).to(DEVICE)
     stage = Stage("clip", steps, 2e-3, {"clip": clip, "heads": heads}, warmup=400)
     names, coloured = list(toyworld.ATTRIBUTES), batch // 2
@@ -560,7 +562,8 @@ def train_clip(steps, warm=False, batch=48):
         patches = next(x for x in seen.hidden_states[::-1] if x.shape[-1] == 8)
         said = clip.text_model(input_ids=ids, attention_mask=attention).pooler_output
         words = heads["words"](seen.pooler_output)
-        return clip.visual_projection(seen.pooler_output), clip.text_projection(said), heads["where"](patches), words
+        seen, said = clip.visual_projection(seen.pooler_output), clip.text_projection(said)
+        return seen, said, heads["where"](patches), heads["what"](patches), words
 
     def loss_of(share):
         rows = torch.randint(len(images), (batch,)).numpy()
@@ -570,7 +573,7 @@ def train_clip(steps, warm=False, batch=48):
         pixels = (pixels + blur).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
         ids, attention = (torch.cat([asking[k], saying[k][rows[:coloured]]]) for k in ("input_ids", "attention_mask"))
         with bf16():
-            seen, said, where, direct = forward(pixels, ids, attention)
+            seen, said, where, what, direct = forward(pixels, ids, attention)
         seen, said = (F.normalize(x.float(), dim=-1) for x in (seen, said))
         logits = clip.logit_scale.exp() * seen @ said.T  # batch, questions + captions
         whole = logits[:coloured, len(questions) :]
@@ -579,6 +582,12 @@ def train_clip(steps, warm=False, batch=48):
         masks = F.one_hot(torch.from_numpy(classes[rows]).long(), 4)[..., 1:].permute(0, 3, 1, 2).float().to(DEVICE)
         share = F.adaptive_avg_pool2d(masks, where.shape[-2:])  # of each patch, B 3 8 8
         loss = loss + 5 * F.binary_cross_entropy_with_logits(where.float(), share)
+        thing = torch.where(share[:, :2].amax(1) > 0.5, share[:, :2].argmax(1), 2).flatten(1)  # B 64; 2 is neither
+        for part, kind in ((what[:, :shapes], "shape"), (what[:coloured, shapes:], "colour")):
+            both = [torch.from_numpy(words[name][rows][: len(part)]) for name in (kind, f"companion_{kind}")]
+            both = torch.stack([*both, torch.full_like(both[0], part.shape[1])], 1).clamp_max(part.shape[1]).to(DEVICE)
+            answer = both.gather(1, thing[: len(part)])
+            loss = loss + 2 * F.cross_entropy(part.flatten(2).float(), answer, ignore_index=part.shape[1])
         for name in names:
             n, answer = len(toyworld.ATTRIBUTES[name]), torch.from_numpy(words[name][rows]).to(DEVICE)
             if name in ("colour", "ground", "companion_colour"):
