@@ -15,7 +15,7 @@ COLOURS = {
     "top": "#D55E00",
     "random": "#0072B2",
     "outside": "#009E73",
-    "energy-matched": "#009E73",
+    "energy-matched": "#000000",
     "bottom": "#CC79A7",
     "median": "#777777",
 }
