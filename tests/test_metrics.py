@@ -23,7 +23,9 @@ def renders(request):
 def test_attributes_are_read_as_well_as_the_card_says(renders):
     recorded, scenes, images, _ = renders
     read, said = readout.read_attributes(images), pd.DataFrame(map(vars, scenes))
-    right = (read[list(said)] == said).where(said.notna()).astype(float).mean().drop(list(said.filter(like="companion")))
+    right = (
+        (read[list(said)] == said).where(said.notna()).astype(float).mean().drop(list(said.filter(like="companion")))
+    )
     assert all(right[name] > recorded[name] - 0.06 for name in right.index), right.to_dict()  # 128 images
     assert right.min() > 0.8
     assert read.confidence.between(0, 1).all()

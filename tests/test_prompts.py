@@ -34,7 +34,10 @@ def test_toyworld_pairs_differ_in_what_their_kind_says_and_in_all_around():
         differ = {n for n in toyworld.ATTRIBUTES if getattr(source, n) != getattr(target, n)}
         assert differ == subject[pair.kind] | around
     assert len({*pairs.source, *pairs.target}) == 2 * len(pairs), "a caption stands in two pairs"
-    assert pairs.groupby(["split", "kind"]).size().unstack().loc[["tune", "report"]].values.tolist() == [[8] * 3, [32] * 3]
+    assert pairs.groupby(["split", "kind"]).size().unstack().loc[["tune", "report"]].values.tolist() == [
+        [8] * 3,
+        [32] * 3,
+    ]
 
 
 @pytest.mark.parametrize("name", ["toyworld-pairs", "everyday-pairs"])

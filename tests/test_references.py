@@ -66,7 +66,10 @@ def test_labels_choose_the_subject(scenes):
 def test_a_model_without_background_needs_labels(scenes, tmp_path):
     shutil.copytree(places.data("toy") / "segmenter", tmp_path / "s")
     config = json.loads((tmp_path / "s" / "config.json").read_text())
-    names = {"id2label": {"0": "sky", "1": "dog", "2": "cat", "3": "sea"}, "label2id": {"sky": 0, "dog": 1, "cat": 2, "sea": 3}}
+    names = {
+        "id2label": {"0": "sky", "1": "dog", "2": "cat", "3": "sea"},
+        "label2id": {"sky": 0, "dog": 1, "cat": 2, "sea": 3},
+    }
     (tmp_path / "s" / "config.json").write_text(json.dumps(config | names))
     with pytest.raises(ValueError, match="4 classes and no background"):
         references.subject_masks(scenes[0], tmp_path / "s")

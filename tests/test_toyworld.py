@@ -140,6 +140,7 @@ def test_distances_against_point_in_shape(name):
     slope = np.hypot(*np.gradient(distance, axis, axis))
     assert np.quantile(slope, 0.99) < 1.02  # one pixel outwards is one pixel more, so edges are one pixel soft
 
+
 @pytest.mark.parametrize("name", world.SHAPES)
 def test_a_mask_is_where_the_picture_follows_the_subjects_colour(name):
     """Two scenes that differ in the subject's colour alone differ where its mask is, and nowhere else."""

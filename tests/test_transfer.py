@@ -25,6 +25,8 @@ def test_attributes_of_rendered_scenes():
     table = transfer.by_attributes(images, [caption(SOURCE)] * 3, [caption(TARGET)] * 3)
     assert table.gain.tolist() == [0, 1, 1]
     assert table.keep.tolist() == [1, 0, 1]
+    assert table.stays.tolist() == [1, 0, 0] and table.along.tolist() == [0, 1, 0]
+    assert table.coherent.tolist() == [1, 0, 1]
     assert table.read.tolist() == [1, 1, 1]
 
 

@@ -1,9 +1,11 @@
-"""Read shape and light off an image's pixels, without any trained evaluator: a second opinion on the ToyWorld CLIP.
+"""Read shapes and light off an image's pixels, without any trained evaluator: a second opinion on the ToyWorld CLIP.
 
-The caption's colours part the pixels by hue: subject, companion and ground. The subject's shape is the one whose render
-overlaps the subject's pixels most, over places, sizes and turns. The light comes from the side opposite to the darkest
-stretch of ground beside the objects. Both know the world's rules and the caption's colours, and nothing else.
+The caption's colours part the pixels by hue: subject, companion and ground. A thing's shape is the one whose render
+overlaps its pixels most, over places, sizes and turns. The light comes from the side opposite to the darkest stretch of
+ground beside the things. All of it knows the world's rules and the caption's colours, and nothing else.
 """
+
+from itertools import product
 
 import numpy as np
 from scipy.fft import irfft2, rfft2
@@ -12,19 +14,20 @@ from scipy.ndimage import binary_fill_holes, gaussian_filter, label, median_filt
 from massact_utils.toyworld import COLOURS, LIGHTS, SHAPES
 
 SIDE = 48  # pixels in which shapes are compared
-RADII = np.linspace(0.36, 0.86, 11)  # of a subject, in half image widths
-TURNS = np.deg2rad(np.linspace(-20, 20, 5))
+RADII = np.linspace(0.36, 0.86, 9)  # of a subject, in half image widths
+SMALL = np.linspace(0.28, 0.36, 3)  # of a companion
+TURNS = np.deg2rad(np.linspace(-16, 16, 3))
+LEAST = 0.006  # share of the image below which there is no companion
 
 
-def parts(image, scene) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels of the subject and of both objects, (H, W) bool each: by the caption's colour whose hue is nearest."""
+def parts(image, scene) -> np.ndarray:
+    """Whose each pixel is, by the caption's colour whose hue is nearest: (H, W), 0 subject, 1 ground, 2 companion."""
     names = [scene.colour, scene.ground] + [scene.companion_colour] * (scene.companion_colour is not None)
     x = gaussian_filter(np.asarray(image, float), (0.6, 0.6, 0))
     hue = x / (x.sum(-1, keepdims=True) + 12)  # dark pixels say little
     wanted = np.array([COLOURS[name] for name in names])
     apart = np.linalg.norm(hue[:, :, None] - wanted / wanted.sum(-1, keepdims=True), axis=-1)
-    nearest = median_filter(apart.argmin(-1), 5)
-    return _largest(nearest == 0), nearest != 1
+    return median_filter(apart.argmin(-1), 3)
 
 
 def _largest(mask):
@@ -32,37 +35,54 @@ def _largest(mask):
     return pieces == 1 + np.bincount(pieces.ravel())[1:].argmax() if n else mask
 
 
-def _templates():
-    """Every shape in every size and turn amid a field of 2 SIDE: the names (T,) and masks (T, 2 SIDE, 2 SIDE)."""
+def _templates(radii, turns):
+    """Every shape in every size and turn amid a field of 2 SIDE: names (T,), spectra, and areas within the picture."""
     axis = (np.arange(2 * SIDE) - SIDE) / SIDE * 2
     x, y = np.meshgrid(axis, axis)
     names, masks = [], []
-    for name, shape in SHAPES.items():
-        for radius in RADII:
-            for turn in TURNS:
-                lx, ly = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
-                names.append(name)
-                masks.append(shape(lx / radius, ly / radius) < 0)
-    return np.array(names), np.stack(masks)
+    for name, radius, turn in product(SHAPES, radii, turns):
+        lx, ly = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
+        names.append(name)
+        masks.append(SHAPES[name](lx / radius, ly / radius) < 0)
+    spectra = rfft2(np.stack(masks).astype(np.float32)).conj()
+    return np.array(names), spectra, irfft2(_padded(np.ones((SIDE, SIDE))) * spectra)
 
 
-NAMES, TEMPLATES = _templates()
-SPECTRA = rfft2(TEMPLATES.astype(np.float32)).conj()
-INSIDE = irfft2(
-    rfft2(np.pad(np.ones((SIDE, SIDE), np.float32), ((0, SIDE), (0, SIDE)))) * SPECTRA
-)  # area in the picture
+def _padded(mask):
+    return rfft2(np.pad(mask.astype(np.float32), ((0, SIDE), (0, SIDE))))
 
 
-def shape_of(mask) -> str:
-    """The shape whose template, anywhere in the picture, has the largest IoU with a mask (96, 96)."""
+LARGE_ONES, SMALL_ONES = _templates(RADII, TURNS), _templates(SMALL, np.deg2rad(np.linspace(-40, 40, 7)))
+
+
+def shape_of(mask, templates=LARGE_ONES, hidden=None) -> str:
+    """The shape whose template, anywhere in the picture, has the largest IoU with a mask (96, 96).
+
+    What of a template lies on `hidden` pixels counts neither for it nor against it.
+    """
+    names, spectra, area = templates
     small = np.asarray(mask, np.float32).reshape(SIDE, 2, SIDE, 2).mean((1, 3))
-    both = irfft2(rfft2(np.pad(small, ((0, SIDE), (0, SIDE)))) * SPECTRA)  # T 2SIDE 2SIDE, by the template's place
-    return str(NAMES[(both / (INSIDE + small.sum() - both + 1e-3)).max((1, 2)).argmax()])
+    both = irfft2(_padded(small) * spectra)  # T 2SIDE 2SIDE, by the template's place
+    if hidden is not None:
+        area = area - irfft2(_padded(np.asarray(hidden, float).reshape(SIDE, 2, SIDE, 2).mean((1, 3))) * spectra)
+    return str(names[(both / (area + small.sum() - both + 1e-3)).max((1, 2)).argmax()])
 
 
-def light_of(image, scene) -> str:
-    """The light whose shadow zone on the ground is darkest beside the rest of the ground."""
-    subject, objects = parts(image, scene)
+def read(image, scene) -> dict:
+    """The subject's shape, the light, and the companion's shape: "" where there is nothing of its colour."""
+    whose = parts(image, scene)
+    companion = whose == 2
+    seen = companion.mean() >= LEAST
+    return {
+        "shape": shape_of(_largest(whose == 0)),
+        "light": light_of(image, whose),
+        "companion_shape": shape_of(_largest(companion), SMALL_ONES, whose == 0) if seen else "",
+    }
+
+
+def light_of(image, whose) -> str:
+    """The light whose shadow zone on the ground is darkest beside the rest of the ground; `whose` as from `parts`."""
+    subject, objects = _largest(whose == 0), whose != 1
     bright = np.asarray(image, float).sum(-1)
     bright = bright / gaussian_filter(bright, 12)
     reach = 0.13 * np.sqrt(max(subject.sum(), 1))

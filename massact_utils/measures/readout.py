@@ -13,6 +13,9 @@ from .. import toyworld
 from ..models.load import quiet
 from .metrics import batches, check_pairs, chosen_device, encoder, evaluator, toy
 
+# Words that are read. The companion is left out: the CLIP sees it too small to tell its shape.
+WORDS = {name: words for name, words in toyworld.ATTRIBUTES.items() if not name.startswith("companion")}
+
 
 @evaluator
 def _segmenter(device: str):
@@ -29,7 +32,7 @@ def attributes_right(images, prompts, *, device=None) -> pd.DataFrame:
     Read by `read_attributes`. Raises ValueError for prompts that are not ToyWorld captions.
     """
     check_pairs(images, prompts)
-    said = pd.DataFrame([vars(toyworld.parse(prompt)) for prompt in prompts])
+    said = pd.DataFrame([vars(toyworld.parse(prompt)) for prompt in prompts])[list(WORDS)]
     right = read_attributes(images, device=device)[list(said)] == said
     return right.astype(float).where(said.notna())
 
@@ -39,21 +42,20 @@ def read_attributes(images, *, device=None) -> pd.DataFrame:
     """The words the ToyWorld CLIP reads off images, one row an image, one column an attribute, plus "confidence".
 
     `images`: PIL images or arrays (H, W, 3) uint8. Each attribute is the best of its zero-shot prompts
-    (`toyworld.question`); confidence is the softmax probability of the answer, at its lowest over the attributes that
-    every scene has. The companion's words are read from every image, so they mean something only where there is one.
-    Raises ValueError for no images, FileNotFoundError when the evaluator is not there.
+    (`toyworld.question`); confidence is the softmax probability of the answer, at its lowest over the attributes.
+    The companion is not read. Raises ValueError for no images, FileNotFoundError when the evaluator is not there.
     """
     model, processor, tokenizer = encoder("toy", chosen_device(device))
-    prompts = [toyworld.question(name, word) for name, words in toyworld.ATTRIBUTES.items() for word in words]
+    prompts = [toyworld.question(name, word) for name, words in WORDS.items() for word in words]
     text = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
     frames = []
     for part in batches(images):
         pixels = processor(part, return_tensors="pt").to(model.device)
         logits, at, answers, sure = model(**text, **pixels).logits_per_image.cpu(), 0, {}, []  # B prompts
-        for name, words in toyworld.ATTRIBUTES.items():
+        for name, words in WORDS.items():
             probability, best = logits[:, at : at + len(words)].softmax(-1).max(-1)
             answers[name] = [words[i] for i in best.tolist()]
-            sure += [] if name.startswith("companion") else [probability]
+            sure.append(probability)
             at += len(words)
         frames.append(pd.DataFrame(answers | {"confidence": torch.stack(sure).amin(0).numpy()}))
     return pd.concat(frames, ignore_index=True)
@@ -61,8 +63,8 @@ def read_attributes(images, *, device=None) -> pd.DataFrame:
 
 @torch.no_grad()
 def segment(images, *, device=None) -> dict[str, np.ndarray]:
-    """The masks of subject, companion and shadow in each image by the ToyWorld segmenter: name -> (B, H, W) bool, at the
-    images' own size; no two of them meet.
+    """The masks of subject, companion and shadow in each image by the ToyWorld segmenter: name -> (B, H, W) bool, at
+    the images' own size; no two of them meet.
 
     Raises ValueError for no images, FileNotFoundError when the evaluator is not there.
     """

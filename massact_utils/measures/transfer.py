@@ -27,24 +27,26 @@ def measure(images, captions, pictures, masks, *, others, exact: bool, evaluator
     """Gain, keep, net and read of images, a table with a row an image; net, gain + keep - 1, is 0 for an untouched
     target and for the source itself, and 1 for a perfect exchange.
 
-    `captions` and `pictures` are (sources, targets), texts and intact images. With `exact`, `by_attributes`; columns
-    "gain by features" and "keep by features" are there in any case (`by_features`).
+    `captions` and `pictures` are (sources, targets), texts and intact images. With `exact` all columns of
+    `by_attributes`; "gain by features" and "keep by features" are there in any case (`by_features`).
     """
     table = by_features(images, *pictures, masks, captions, others=others, evaluator=evaluator)
     table[["gain by features", "keep by features"]] = table[["gain", "keep"]]
     if exact:
-        table[["gain", "keep", "read"]] = by_attributes(images, *captions)
+        read = by_attributes(images, *captions)
+        table[read.columns] = read
     return table.assign(net=table.gain + table.keep - 1)
 
 
 def by_attributes(images, sources, targets, *, sure: float = 0.5) -> pd.DataFrame:
-    """Gain, keep and read of images between ToyWorld captions (source and target of each), one row an image, 0 to 1.
+    """What images between ToyWorld captions (source and target of each) show of the two: one row an image, 0 to 1.
 
-    Both look at the words alone that both captions fix and in which they differ. Gain is the share of the subject's
-    size, colour and shape that is read as the source's; keep is the share of all other words that is read as the
-    target's. So the source itself has gain 1 and keep 0, the target gain 0 and keep 1. The companion is left out. Read
-    is whether the evaluator is `sure` of every word. Raises ValueError for captions that are not ToyWorld's, and for
-    two that leave nothing to gain or nothing to keep.
+    Counted are the words alone that both captions fix and in which they differ; the companion is left out. Gain is the
+    share of the subject's size, colour and shape that is read as the source's, stays the share read as the target's.
+    Keep is the share of all other words that is read as the target's, along the share read as the source's. So the
+    source itself has gain 1 and keep 0, the target gain 0 and keep 1. Coherent is the share of light and style that is
+    the target's. Read is whether the evaluator is `sure` of every word. Raises ValueError for captions that are not
+    ToyWorld's, and for two that leave nothing to gain or nothing to keep.
     """
     seen = readout.read_attributes(images)
     rows = []
@@ -57,10 +59,14 @@ def by_attributes(images, sources, targets, *, sure: float = 0.5) -> pd.DataFram
             if not names:
                 part = "subjects" if what == "gain" else "scenes"
                 raise ValueError(f"the {part} of {source!r} and {target!r} do not differ: there is nothing to {what}")
+        whole = [name for name in old if name in ("light", "style")]
         rows.append(
             {
                 "gain": np.mean([words[name] == a[name] for name in new]),
+                "stays": np.mean([words[name] == b[name] for name in new]),
                 "keep": np.mean([words[name] == b[name] for name in old]),
+                "along": np.mean([words[name] == a[name] for name in old]),
+                "coherent": np.mean([words[name] == b[name] for name in whole]) if whole else np.nan,
                 "read": float(words.confidence >= sure),
             }
         )
