@@ -166,6 +166,21 @@ def test_random_choices_depend_on_the_seed_alone_and_outside_ones_avoid_the_top(
         assert overlap == 0 if which == "outside" else overlap > 0
 
 
+@pytest.mark.parametrize("k", [1, 4, 10])
+def test_outside_is_all_but_the_top_k_and_no_less(k):
+    """Over many draws each channel outside the top k comes up, at every step and layer, and none of the top k does."""
+    draws = [mu.select_channels(SCORES, k, which="outside", seed=seed) for seed in range(160)]
+    for step, layer in np.ndindex(3, 4):
+        drawn = {int(c) for ids in draws for c in ids[step, layer]}
+        x = SCORES.values[step, layer]
+        assert drawn == {c for c in range(20) if (x > x[c]).sum() >= k}
+    few = [tuple(map(int, ids.values.ravel())) for ids in draws[:8]]
+    assert len(set(few)) == 8
+    assert any(set(draws[0][0, i].values.tolist()) != set(draws[0][0, 0].values.tolist()) for i in range(1, 4))
+    with pytest.raises(ValueError, match="'matched' is unknown"):
+        mu.select_channels(SCORES, k, which="matched")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

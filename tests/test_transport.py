@@ -300,6 +300,123 @@ def test_masks_are_brought_to_the_grid():
     assert each.tolist() == [[10, 10, 0, 0] * 2, [0, 0, 10, 10] * 2]
 
 
+class There(Here):
+    grid = 3, 4
+
+
+def random_case(dtype=torch.float32, offset=0.0):
+    """Tokens (2, 12, 6), and a record of two images with channels of their own: (tokens, record)."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, values = (offset + torch.randn(2, 12, n, generator=generator).to(dtype) for n in (6, 3))
+    record = by_hand(images=2, grid=(3, 4), ids=(0, 1, 2))
+    record.sites = {(0, 0): {0: (torch.tensor([[1, 4, 0], [5, 2, 3]]), values)}}
+    return tokens, record
+
+
+HALF = np.zeros((2, 3, 4), bool)  # a mask for each row
+HALF[0, 1:, :3] = HALF[1, :2, 2:] = True
+
+
+def level_by_hand(level, x, those):
+    """Of one channel of one image (12,), where `those` are the tokens that change."""
+    border = [i for i in range(12) if i not in (5, 6)]
+    taken = {"mean": x, "border": x[border], "mask": x[those]}
+    return sorted(x)[5] if level == "median" else np.mean(taken[level])
+
+
+def carried_by_hand(part, level, x, source, mask, strength, shift):
+    """One channel of one image, token by token: (12,)."""
+    comes_from = {}
+    for i in range(3):
+        for j in range(4):
+            y, z = i - shift[0], j - shift[1]
+            if mask[i, j] and 0 <= y < 3 and 0 <= z < 4:
+                comes_from[4 * i + j] = 4 * y + z
+    own = level_by_hand(level, x, list(comes_from))
+    new = level_by_hand(level, source, list(comes_from.values()))
+    out = x.copy()
+    for token, origin in comes_from.items():
+        value = {"both": source[origin], "level": x[token] - own + new, "pattern": source[origin] - new + own}[part]
+        out[token] = x[token] + strength * (value - x[token])
+    return out
+
+
+@pytest.mark.parametrize("level", ["mean", "median", "border", "mask"])
+@pytest.mark.parametrize(
+    "part, shift",
+    [("both", (0, 0)), ("level", (0, 0)), ("pattern", (0, 0))]
+    + [(part, shift) for part in ("both", "pattern") for shift in ((1, 0), (-1, 2), (0, -1))],
+)
+def test_level_and_pattern_are_carried_apart(part, shift, level):
+    tokens, record = random_case()
+    strength, before = [1.0, 0.3], tokens.clone()
+    edit = mu.Transport(record, part=part, level=level, mask=HALF, strength=strength, shift=shift)
+    moved, wanted = edit(tokens, There), tokens.double().numpy().copy()
+    for row, ids in enumerate(record[0, 0][0].tolist()):
+        for place, c in enumerate(ids):
+            source = record[0, 0][1][row, :, place].double().numpy()
+            given = part, level, tokens[row, :, c].double().numpy(), source, HALF[row], strength[row], shift
+            wanted[row, :, c] = carried_by_hand(*given)
+    np.testing.assert_allclose(moved, wanted, rtol=1e-5, atol=1e-5)
+    still = torch.as_tensor(~HALF).flatten(1)
+    assert torch.equal(moved[still], tokens[still]) and torch.equal(tokens, before)
+
+
+@pytest.mark.parametrize("level", ["mean", "median", "border", "mask"])
+@pytest.mark.parametrize("strength", [0.4, 1.0])
+def test_level_and_pattern_add_up_to_both(level, strength):
+    """Their changes do under any mask; carried one after the other they do where all that change make the level."""
+    tokens, record = random_case()
+    soft = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(1))
+
+    def carry(x, part, mask):
+        return mu.Transport(record, part=part, level=level, mask=mask, strength=strength)(x, There)
+
+    changes = [carry(tokens, part, soft) - tokens for part in ("level", "pattern", "both")]
+    torch.testing.assert_close(changes[0] + changes[1], changes[2])
+    assert all(change.abs().max() > 1e-3 for change in changes)
+    mask = HALF if level == "mask" else None
+    both = carry(tokens, "both", mask)
+    torch.testing.assert_close(carry(carry(tokens, "level", mask), "pattern", mask), both)
+    if level != "median" or strength == 1:  # a mixture of two patterns of median 0 has another median
+        torch.testing.assert_close(carry(carry(tokens, "pattern", mask), "level", mask), both)
+
+
+def test_two_probes_of_one_attach_carry_what_one_carries():
+    pipe, call = tiny.klein(), tiny.KLEIN | dict(output_type="latent")
+    with mu.attach(pipe, mu.Record(k=6)) as record:
+        mu.generate(pipe, "a red star", seeds=1, **call)
+    made = {}
+    for parts in (("both",), ("level", "pattern"), ("level",), ("pattern",)):
+        with mu.attach(pipe, *(mu.Transport(record, part=part) for part in parts), branch="cond"):
+            made[parts] = mu.generate(pipe, "a blue circle", seeds=2, **call)[0]
+    both = made.pop(("both",))
+    torch.testing.assert_close(made.pop(("level", "pattern")), both, rtol=1e-3, atol=1e-3)
+    assert all((part - both).abs().max() > 0.05 for part in made.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parts_in_half_precision_are_right_but_for_one_rounding(dtype):
+    tokens, record = random_case(dtype, offset=200)
+    ids, values = record[0, 0]
+    x = tokens.double().gather(2, ids[:, None].expand(values.shape))
+    own, new = (y.double().mean(1, keepdim=True) for y in (x, values))
+    for part, wanted in (("level", x - own + new), ("pattern", values.double() - new + own)):
+        moved = mu.Transport(record, part=part)(tokens, There)
+        found = moved.gather(2, ids[:, None].expand(values.shape)).double()
+        assert moved.dtype == dtype
+        torch.testing.assert_close(found, wanted, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+def test_a_row_under_an_empty_mask_stays_as_it_is():
+    tokens, record = random_case()
+    mask = HALF.copy()
+    mask[0] = False
+    for level in ("mean", "mask"):
+        moved = mu.Transport(record, part="level", level=level, mask=mask)(tokens, There)
+        assert torch.equal(moved[0], tokens[0]) and not torch.equal(moved[1], tokens[1])
+
+
 def test_reference_tokens_are_left_alone():
     """A native reference image is a source: its record has the target's tokens alone, and so has the transport."""
     recipe = tiny.klein_references()
@@ -347,6 +464,11 @@ def test_a_missing_step_or_layer_is_named():
         (dict(k=3), "k = 3 channels cannot be taken of 2"),
         (dict(mask=np.ones(4)), r"mask \(4,\)"),
         (dict(mask=2 * np.ones((2, 4))), "from 0 to 1"),
+        (dict(part="half"), "'half' is unknown; allowed: both, level, pattern"),
+        (dict(level="mode"), "'mode' is unknown; allowed: mean, median, border, mask"),
+        (dict(level="mask"), "give mask="),
+        (dict(shift=(2, 0)), r"shift \(2, 0\) of part 'both' is not possible on 2 x 4 tokens"),
+        (dict(shift=(0, 1), part="level"), "for a level, which has no place"),
     ],
 )
 def test_what_is_impossible_is_refused_at_once(options, text):

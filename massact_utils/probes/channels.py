@@ -237,10 +237,10 @@ def select_channels(scores: xr.DataArray, k: int = 12, *, which: str = "top", se
     """Ids of k channels for every leading index of a score: DataArray (..., channel) -> (..., rank).
 
     "top" and "bottom" have the largest and the smallest scores, most extreme first. "random" draws from all channels,
-    "outside" from those outside the top k, so that a control never contains what it is compared with; both draw anew
-    for every leading index, from `seed` alone. Selection per layer is the paper's (arXiv 2605.13974). Raises
-    ValueError for an unknown `which`, a score without a channel dim, nan scores, and k below 1 or above the number of
-    channels that can be chosen.
+    "outside" from all those outside the top k, so that a control never contains what it is compared with; both draw
+    anew for every leading index, from `seed` alone: seeds 0 to 7 are eight draws. Selection per layer is the paper's
+    (arXiv 2605.13974). Raises ValueError for an unknown `which`, a score without a channel dim, nan scores, and k below
+    1 or above the number of channels that can be chosen.
 
     >>> scores = xr.DataArray([[0.1, 9.0, 0.2, 5.0]], dims=("layer", "channel"))
     >>> select_channels(scores, k=2).values.tolist()

@@ -17,6 +17,7 @@ from scipy.ndimage import gaussian_filter
 from ..models.latents import noised
 from ..models.load import defaults, quietly
 from .attach import attach
+from .levels import check, level_of
 from .record import Record
 
 
@@ -33,23 +34,53 @@ class Transport:
     those of the prompts scored, sources or targets. It holds steps * layers * N * K values, of FLUX.2-klein-4B at
     1024 x 1024 and K = 12 10 MB an image.
 
+    `part` is "both", or "level": the target keeps its pattern and gets the source's level, or "pattern": the reverse.
+    `level` says what a level is: "mean", "median" or "border" over all of an image's tokens (`levels.level_of`), or
+    "mask", the mean over the mask's tokens. What the two parts change adds up to what both change. The level carried
+    first and then the pattern is the same as both too, if the level is that of the tokens that change: without a mask,
+    or with a bool mask and level="mask". `shift` (dy, dx) carries values to the tokens dy below and dx to the right;
+    `mask` is where they arrive, and tokens to which nothing comes stay as they are. Rotary positions are not moved.
+
     A record holds one branch. Under guidance the conditional one alone (`branch="cond"` in `attach`) carries much
     further than both: guidance then amplifies what was transported instead of cancelling it.
 
-    Raises ValueError for a strength or mask outside 0 to 1, k outside 1 to K and an empty record; in use, for rows,
-    masks or strengths that do not fit the batch, another grid or other blocks, and a timestep that was not recorded;
-    KeyError for a layer that was not.
+    Raises ValueError for a strength or mask outside 0 to 1, k outside 1 to K, an unknown part or level, a shift off
+    the grid and an empty record; in use, for rows, masks or strengths that do not fit the batch, another grid or other
+    blocks, and a timestep that was not recorded; KeyError for a layer that was not.
     """
 
     edits = True
 
-    def __init__(self, record: Record, *, strength=1.0, mask=None, rows=None, k: int | None = None):
+    def __init__(
+        self,
+        record: Record,
+        *,
+        strength=1.0,
+        mask=None,
+        rows=None,
+        k: int | None = None,
+        part: str = "both",
+        level: str = "mean",
+        shift: tuple[int, int] = (0, 0),
+    ):
         if not record.sites:
             raise ValueError("the Record has seen no tokens: generate inside `with mu.attach(pipe, record):` first")
         most = record.k
         if k is not None and not 1 <= k <= most:
             raise ValueError(f"k = {k} channels cannot be taken of {most} recorded ones; allowed: 1 to {most}")
+        if part not in ("both", "level", "pattern"):
+            raise ValueError(f"part {part!r} is unknown; allowed: both, level, pattern")
+        check(level, "mask")
+        if level == "mask" and mask is None:
+            raise ValueError("level='mask' is the mean over the mask's tokens; give mask=")
+        height, width = record.grid[-2:]
+        if abs(shift[0]) >= height or abs(shift[1]) >= width or (part == "level" and any(shift)):
+            raise ValueError(
+                f"shift {tuple(shift)} of part {part!r} is not possible on {height} x {width} tokens; allowed: less "
+                "than the grid, and (0, 0) for a level, which has no place"
+            )
         self.record, self.rows, self.k = record, rows, k
+        self.part, self.level, self.shift = part, level, tuple(shift)
         self.strength = torch.as_tensor(strength, dtype=torch.float32)
         if self.strength.ndim > 1 or not ((self.strength >= 0) & (self.strength <= 1)).all():
             raise ValueError(f"strength {strength!r} is not a number from 0 to 1, or one for each row")
@@ -60,22 +91,32 @@ class Transport:
             self.mask = mask.float() if mask.ndim == 3 else mask.float()[None]  # 1 or B, H, W
             if self.mask.ndim != 3 or not ((self.mask >= 0) & (self.mask <= 1)).all():
                 raise ValueError(f"mask {tuple(mask.shape)} has to be (H, W) or (B, H, W), bool or from 0 to 1")
-        self.weights = {}  # (grid, B, device, dtype) -> B N 1
+        self.plans = {}  # (images, device, dtype, tokens' shape) -> rows, their sources, their weights (rows N 1)
 
     def __call__(self, tokens, site):
         step = self._step(site)
         ids, values = self.record[step, site.layer]  # image K, image N K
-        sources = self._sources(len(ids), len(tokens))
-        weight = self._weight(tokens, site.grid)
-        live = [i for i, source in enumerate(sources) if source is not None and self.strength.expand(len(sources))[i]]
-        if not live:
+        rows, at, weight = self._plan(tokens, len(ids))
+        if not len(rows):
             return None
-        rows, at = (torch.as_tensor(x, device=tokens.device) for x in (live, [sources[i] for i in live]))
         values = values[..., : self.k].to(tokens)[at]  # rows N K
         ids = ids[:, None, : self.k].to(tokens.device)[at].expand(values.shape)
         edited = tokens[rows]
-        edited.scatter_(2, ids, torch.lerp(edited.gather(2, ids), values, weight[rows]))
+        x = edited.gather(2, ids)
+        edited.scatter_(2, ids, torch.lerp(x, self._carried(x, values, weight), weight))
         return tokens.index_copy(0, rows, edited)
+
+    def _carried(self, x, values, weight) -> torch.Tensor:
+        """What the target's channels x become at strength 1: (rows, N, K)."""
+        grid, moved = self.record.grid, values
+        if any(self.shift):
+            moved = values.unflatten(1, grid).roll(self.shift, (-3, -2)).flatten(1, -2)
+        if self.part == "both":
+            return moved
+        source = moved if self.level == "mask" else values
+        own, new = (level_of(y, self.level, grid, weight) for y in (x, source))  # rows 1 K
+        target = x - own + new if self.part == "level" else moved - new + own
+        return target.to(x.dtype)
 
     def _step(self, site) -> int:
         """The recorded step at the site's timestep."""
@@ -107,10 +148,11 @@ class Transport:
             )
         return list(sources)
 
-    def _weight(self, tokens, grid) -> torch.Tensor:
-        """Mask times strength: (B, N, 1)."""
-        batch, key = len(tokens), (grid, len(tokens), tokens.device, tokens.dtype)
-        if key not in self.weights:
+    def _plan(self, tokens, images: int) -> tuple:
+        """The rows that change, the recorded image of each, and mask times strength (rows, N, 1), on the device."""
+        batch, grid, key = len(tokens), self.record.grid, (images, tokens.device, tokens.dtype, *tokens.shape)
+        if key not in self.plans:
+            sources = self._sources(images, batch)
             mask = torch.ones(1, *grid)
             if self.mask is not None:
                 mask = torch.nn.functional.adaptive_avg_pool2d(self.mask[:, None], grid)[:, 0]
@@ -118,9 +160,16 @@ class Transport:
             for what, n in (("masks", len(mask)), ("strengths", self.strength.numel())):
                 if n not in (1, batch):
                     raise ValueError(f"{n} {what} for {batch} rows in the batch; give one, or one for each row")
-            weight = mask.flatten(1) * self.strength.reshape(-1, 1)
-            self.weights[key] = weight.expand(batch, -1)[..., None].to(tokens)
-        return self.weights[key]
+            down, right = (slice(max(d, 0), d if d < 0 else None) for d in self.shift)
+            reached = torch.zeros(grid)
+            reached[..., down, right] = 1
+            weight = ((mask * reached).flatten(1) * self.strength.reshape(-1, 1)).expand(batch, -1)  # B N
+            strength = self.strength.expand(batch)
+            live = [i for i, source in enumerate(sources) if source is not None and strength[i]]
+            at = [sources[i] for i in live]
+            rows, at = (torch.as_tensor(x, dtype=torch.long, device=tokens.device) for x in (live, at))
+            self.plans[key] = rows, at, weight[live, :, None].to(tokens)
+        return self.plans[key]
 
 
 def span(share, n: int) -> slice:
