@@ -5,10 +5,11 @@ import torch
 
 import massact_utils as mu
 import tiny
+import tiny_more
 from massact_utils.models.families import transformers_of
 
 
-@pytest.fixture(scope="module", params=tiny.RECIPES, ids=lambda recipe: recipe.__name__)
+@pytest.fixture(scope="module", params=tiny.RECIPES + tiny_more.RECIPES, ids=lambda recipe: recipe.__name__)
 def recipe(request):
     return request.param()
 
@@ -106,9 +107,9 @@ def test_output_depends_at_the_last_block_on_exactly_the_row_claimed(recipe):
 def position(recipe, output, at, n):
     """The model's output for the first row's target position `at` (raster): from a map, or from packed tokens."""
     row = output[0]
-    if row.ndim == 2:  # N C: the packed target, before references or after text
-        text = len(row) - n if type(recipe.pipe).__name__.startswith("Ideogram") else 0
-        return row[text + at]
+    if row.ndim == 2 or recipe.output in ("n...", "...n"):  # the packed target, before references or after text
+        return row[at + (len(row) - n if recipe.output == "...n" else 0)]
+    row = row.movedim({"c...": 0, "fchw": 1, "...c": -1}[recipe.output], 0)
     index, cell = [], []
     for side, tiles in zip(reversed(row.shape[-len(recipe.grid) :]), reversed(recipe.grid), strict=True):
         index.append(at % tiles)

@@ -144,6 +144,9 @@ class Recipe(NamedTuple):
     branches: tuple[str, ...] = ("cond",)
     steps: Any = range(3)
     batch: int = 2
+    output: str = (
+        "c..."  # of a row of what the model returns: "c...", "fchw", "...c", "n..." (packed), "...n" (text first)
+    )
 
 
 def states(prompts, *shape, offset=0):
@@ -806,7 +809,7 @@ def ideogram4():
             prompt=[str(i) for i in p], max_sequence_length=5, guidance_scale=3.0, guidance_schedule=None, **SIZE
         )
 
-    return Recipe(pipe, call, branches=("cond", "uncond"))
+    return Recipe(pipe, call, branches=("cond", "uncond"), output="...n")
 
 
 def glm(image=False):
@@ -984,5 +987,7 @@ def run(recipe, prompts=(0, 1), seeds=(3, 4), **more):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         output = recipe.pipe(**recipe.call(prompts) | more, generator=generators)
-    made = output.images if hasattr(output, "images") else output.frames
+    if isinstance(output, torch.Tensor):  # of a modular pipeline
+        return output
+    made = next(getattr(output, name) for name in ("images", "image", "frames") if hasattr(output, name))
     return made if isinstance(made, torch.Tensor) else torch.as_tensor(made)

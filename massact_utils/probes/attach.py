@@ -15,7 +15,17 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ..models.calls import Reader, pick
-from ..models.families import FAMILIES, INFERRED, cut, members, paste, target_tokens, transformers_of
+from ..models.families import (
+    INFERRED,
+    cut,
+    is_known,
+    members,
+    paste,
+    stream_of,
+    target_tokens,
+    transformers_of,
+    with_stream,
+)
 from ..models.infer import infer
 
 
@@ -84,7 +94,7 @@ def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image"):
     try:
         for transformer, bound in transformers_of(pipe):
             _refuse(transformer)
-            if type(transformer).__name__ in FAMILIES:
+            if is_known(transformer):
                 install(transformer)
             else:
                 learning[transformer] = transformer.register_forward_pre_hook(learn, with_kwargs=True)
@@ -129,7 +139,7 @@ def _check_finite(reader, transformer, args, kwargs, output):
     bad, handles = [], []
 
     def look(block, part, module, inputs, output):
-        stream = output if part.output is None else output[part.output]
+        stream = stream_of(part, output)
         if not torch.isfinite(stream).all():
             bad.append((f"layer {block.index} ({block.name})", stream.dtype))
 
@@ -158,8 +168,7 @@ def _on_block(reader, probes, block, part, stream, module, inputs, output):
     layout, branches = reader.layout, reader.branches
     if layout is None:
         return None
-    place = part.output if stream == "image" else 1 - part.output
-    tokens = whole = output if place is None else output[place]
+    tokens = whole = stream_of(part, output, stream)
     if stream == "image":
         start, n = target_tokens(part, layout, block, whole)
     elif whole is None:  # SD3's last block drops its text
@@ -193,6 +202,4 @@ def _on_block(reader, probes, block, part, stream, module, inputs, output):
                 tokens, written = answer.to(whole.dtype), True
         if written:
             edited = paste(whole if edited is None else edited, rows, start, tokens)
-    if edited is None or place is None:
-        return edited
-    return type(output)(edited if i == place else kept for i, kept in enumerate(output))
+    return None if edited is None else with_stream(part, output, edited, stream)
