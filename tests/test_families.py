@@ -166,6 +166,28 @@ def test_tokens_changed_in_place_and_not_returned_are_an_error(recipe):
             tiny.run(recipe)
 
 
+def test_the_text_stream_is_the_prompts_and_reaches_the_image(recipe, plain):
+    """Of dual-stream blocks: as many tokens as the prompt has, which follow the prompt and change the image."""
+    dual = [block.index for block in mu.blocks(recipe.pipe) if block.kind == "dual"]
+    if not dual:
+        with pytest.raises(ValueError, match="no text stream"), mu.attach(recipe.pipe, Watch(), stream="text"):
+            pass
+        return
+    with mu.attach(recipe.pipe, lambda tokens, site: tokens.clone(), stream="text"):
+        assert torch.equal(tiny.run(recipe), plain)
+    seen = []
+    for prompts in ((0, 1), (7, 1)):
+        with mu.attach(recipe.pipe, Watch(keep=True), stream="text", steps=recipe.steps[0], branch="cond") as watch:
+            tiny.run(recipe, prompts=prompts)
+        assert {s.layer for s in watch.sites} >= set(dual[:-1]) and {s.layer for s in watch.sites} <= set(dual)
+        assert {s.grid for s in watch.sites} == {(1, recipe.text)} and {s.branch for s in watch.sites} == {"cond"}
+        assert {tuple(x.shape[:2]) for x in watch.tokens} == {(recipe.batch, recipe.text)}
+        seen.append(watch.tokens[0])
+    assert not torch.equal(seen[0][0], seen[1][0]) and torch.allclose(seen[0][1:], seen[1][1:], atol=1e-5)
+    with mu.attach(recipe.pipe, lambda x, site: x.flip(-1), stream="text", layers=dual[0], branch="cond"):
+        assert not torch.equal(tiny.run(recipe), plain)
+
+
 # ---------------------------------------------------------------- what differs between families, one by one
 
 

@@ -582,7 +582,7 @@ def hunyuanimage():
                 }
         return texts | SIZE | dict(height=128, width=192)
 
-    return Recipe(pipe, call, branches=("cond", "uncond"))
+    return Recipe(pipe, call, branches=("cond", "uncond"), text=10)  # of two encoders
 
 
 def cogview4():
@@ -612,6 +612,7 @@ def cogview4():
         pipe,
         lambda p: dict(prompt_embeds=states(p, 16, 16), negative_prompt_embeds=states(no(p), 16, 16), **SIZE),
         branches=("cond", "uncond"),
+        text=16,
     )
 
 
@@ -682,7 +683,7 @@ def hidream():
             }
         return texts | SIZE
 
-    return Recipe(pipe, call, branches=("uncond", "cond"))
+    return Recipe(pipe, call, branches=("uncond", "cond"), text=10)  # T5 and Llama
 
 
 def bria():

@@ -41,13 +41,15 @@ class Part(NamedTuple):
 
 class Layout(NamedTuple):
     """Image tokens of a call: the target's grid, the length of the image stream (references included), how many of its
-    tokens stand before the target, and where the target begins in a joint stream; lists where rows differ.
+    tokens stand before the target, and where the target begins in a joint stream; lists where rows differ. `text` is
+    the number of text tokens that dual blocks pass on (None: all they return).
     """
 
     grid: tuple[int, ...]
     stream: int
     before: int | list[int] = 0
     joint: int | list[int] = 0
+    text: int | None = None
 
 
 class Family(NamedTuple):
@@ -197,6 +199,12 @@ def _z_image(transformer, call) -> Layout:
     return raster(grid)._replace(stream=max(before) + padded(tokens(target)), before=before, joint=joint)
 
 
+def _hidream(transformer, call) -> Layout:
+    """Text of T5 and of Llama's last layer; each block takes another layer's in addition, and hands it to no other."""
+    text = call["encoder_hidden_states_t5"].shape[1] + call["encoder_hidden_states_llama3"].shape[-2]
+    return _by_shape(transformer, call)._replace(text=text)
+
+
 def _lumina(transformer, call) -> Layout:
     """In the joint stream a row's image follows its own text, without the padding."""
     return _by_shape(transformer, call)._replace(joint=call["encoder_attention_mask"].sum(1).tolist())
@@ -275,7 +283,7 @@ FAMILIES = {
     "ChromaTransformer2DModel": Family(_by_ids, (DUAL, TAIL)),
     "DiTTransformer2DModel": Family(_by_shape, (PLAIN,), COND_FIRST),
     "HiDreamImageTransformer2DModel": Family(
-        _by_shape,
+        _hidream,
         (Part("double_stream_blocks", "dual", 0, "head"), Part("single_stream_blocks", "single", None, "head")),
         UNCOND_FIRST,
     ),
@@ -469,3 +477,9 @@ def target_tokens(part: Part, layout: Layout, block: Block, stream: torch.Tensor
             "correct the class's row in massact_utils/models/families.py"
         )
     return start, n
+
+
+def text_tokens(part: Part, layout: Layout, stream: torch.Tensor) -> tuple[int, int]:
+    """First token of the prompt in a dual block's text stream (B, S, D), and their number, padding included."""
+    n = stream.shape[1] - part.registers if layout.text is None else layout.text
+    return part.registers, n

@@ -23,6 +23,7 @@ from ..models.families import (
     paste,
     stream_of,
     target_tokens,
+    text_tokens,
     transformers_of,
     with_stream,
 )
@@ -60,7 +61,8 @@ def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image"):
     `pipe` is a pipeline or a bare transformer. `layers` and `steps` are ints (negative from the end), slices or
     lists; None is all. `branch` is "cond", "uncond" or "both" (every pass); None is "cond" for a probe whose
     attribute `edits` is False, and "both" for any other. Whether guidance doubles the batch is read off the pipeline's
-    running call; a bare transformer's rows are one branch. `stream="text"` takes the text tokens of dual-stream blocks.
+    running call; a bare transformer's rows are one branch. `stream="text"` takes the text tokens of dual-stream blocks,
+    padding included.
     Gives the probe, or a tuple of them; no hook is left afterwards. Raises ValueError or TypeError, before anything
     is generated, for what does not exist; for a step that does not exist at the transformer's first call; RuntimeError
     for a probe that writes into its tokens and does not return them; FloatingPointError for tokens that are not finite.
@@ -174,7 +176,7 @@ def _on_block(reader, probes, block, part, stream, module, inputs, output):
     elif whole is None:  # SD3's last block drops its text
         return None
     else:
-        start, n = part.registers, whole.shape[1] - part.registers
+        start, n = text_tokens(part, layout, whole)
     edited = None
     for branch, rows in branches:
         watching = [p for p, wanted in probes if wanted in (branch, "both")]
