@@ -72,9 +72,8 @@ def place(bare, at, shape):
     if bare.latents == "bnc":
         return (slice(None), shape[1] - math.prod(bare.grid) + at)
     f, h, w = (int(i) for i in torch.unravel_index(torch.tensor(at), bare.grid))
-    frames, rows, columns = (shape[bare.latents.index(axis)] // n for axis, n in zip("fhw", bare.grid, strict=True))
-    cells = dict(f=slice(f * frames, (f + 1) * frames))
-    cells |= dict(h=slice(h * rows, (h + 1) * rows), w=slice(w * columns, (w + 1) * columns))
+    rows, columns = (shape[bare.latents.index(axis)] // n for axis, n in zip("hw", bare.grid[1:], strict=True))
+    cells = dict(f=bare.skip + f, h=slice(h * rows, (h + 1) * rows), w=slice(w * columns, (w + 1) * columns))
     return tuple(cells.get(axis, slice(None)) for axis in bare.latents)
 
 

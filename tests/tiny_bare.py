@@ -7,7 +7,7 @@ import diffusers
 import torch
 
 from tiny import WIDTH, seeded
-from tiny_more import HUNYUAN, filled
+from tiny_more import HUNYUAN, filled, kandinsky6_transformer
 
 
 class Bare(NamedTuple):
@@ -15,8 +15,9 @@ class Bare(NamedTuple):
 
     model: Any
     call: Callable  # () -> arguments, anew each time
-    latents: str = "bcfhw"  # or "bfchw", "bnc"
+    latents: str = "bcfhw"  # or "bfchw", "bfhwc", "bnc"
     grid: tuple[int, ...] = (2, 4, 6)
+    skip: int = 0  # frames in front that are a reference
 
 
 def noise(*shape, seed=0):
@@ -57,8 +58,8 @@ def animate():
         face_encoder_num_heads=2,
         inject_face_latents_blocks=2,
     )
-    more = dict(pose_hidden_states=noise(2, 4, 1, 8, 12, seed=2), face_pixel_values=noise(2, 3, 4, 16, 16, seed=3))
-    return Bare(model, lambda: wan_call(**more))
+    more = dict(pose_hidden_states=noise(2, 4, 2, 8, 12, seed=2), face_pixel_values=noise(2, 3, 8, 16, 16, seed=3))
+    return Bare(model, lambda: wan_call(hidden_states=noise(2, 4, 3, 8, 12), **more), skip=1)
 
 
 def animate2():
@@ -84,22 +85,22 @@ def animate2():
     def call():
         cache = WanAnimate2KVCache(3)
         for layer in range(3):
-            cache.get(layer).store(noise(2, 24, 2, 16, seed=layer), noise(2, 24, 2, 16, seed=9 + layer))
+            cache.get(layer).store(noise(2, 48, 2, 16, seed=layer), noise(2, 48, 2, 16, seed=9 + layer))
         return dict(
-            hidden_states=list(noise(2, 4, 2, 8, 12)),
+            hidden_states=list(noise(2, 4, 3, 8, 12)),
             timestep=torch.full((2,), 500),
             encoder_hidden_states=list(noise(2, 5, 16, seed=1)),
-            condition_latents=list(noise(2, 4, 2, 8, 12, seed=2)),
+            condition_latents=list(noise(2, 4, 3, 8, 12, seed=2)),
             kv_cache=cache,
             kv_cache_mode="cached",
-            seq_len=48,
-            reference_grid_sizes=torch.tensor([[1, 4, 6]] * 2),
-            origin_len=1,
+            seq_len=72,
+            reference_grid_sizes=torch.tensor([[2, 4, 6]] * 2),
+            origin_len=5,
             origin_area=[64, 96],
             return_dict=False,
         )
 
-    return Bare(model, call)
+    return Bare(model, call, skip=1)
 
 
 def anyflow_far():
@@ -245,6 +246,23 @@ def sana_wm():
     )
 
 
+def kandinsky6():
+    """With a reference as a last frame."""
+    model = kandinsky6_transformer(visual_token_type_num_embeddings=2, visual_cond=False)
+
+    def call():
+        return dict(
+            hidden_states=noise(2, 3, 8, 12, 4),
+            encoder_hidden_states=noise(2, 5, 16, seed=1),
+            pooled_projections=noise(2, 8, seed=2),
+            timestep=torch.full((2,), 500.0),
+            visual_token_type_ids=torch.tensor([[0, 0, 1]] * 2),
+            return_dict=False,
+        )
+
+    return Bare(model, call, latents="bfhwc")
+
+
 def minimax():
     """Text, then a condition frame, then sound, then the video: one packed sequence."""
     model = seeded(
@@ -290,4 +308,4 @@ def minimax():
     return Bare(filled(model), call, latents="bnc")
 
 
-MODELS = (chronoedit, vace, animate, animate2, anyflow_far, consisid, framepack, ltx2, sana_wm, minimax)
+MODELS = (chronoedit, vace, animate, animate2, anyflow_far, consisid, framepack, ltx2, sana_wm, kandinsky6, minimax)

@@ -372,7 +372,7 @@ def mochi():
         diffusers.MochiTransformer3DModel,
         in_channels=4,
         num_layers=3,
-        pooled_projection_dim=16,
+        pooled_projection_dim=32,
         text_embed_dim=16,
         time_embed_dim=8,
         **WIDTH,
@@ -487,6 +487,7 @@ def cosmos():
     )
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
     pipe = diffusers.Cosmos2TextToImagePipeline(None, None, model, None, scheduler, safety_checker=Stub())
+    scheduler.register_to_config(final_sigmas_type="zero")  # else the last step changes nothing
     return Recipe(pipe, lambda p: both(p, 5, 16, mask=False) | SIZE, branches=("cond", "uncond"))
 
 
@@ -546,7 +547,7 @@ def anyflow():
     return Recipe(pipe, lambda p: video(p, 5, 16), grid=(2, 4, 6), branches=("uncond", "cond"), output="fchw")
 
 
-def kandinsky6():
+def kandinsky6_transformer(**options):
     model = seeded(
         diffusers.Kandinsky6Transformer3DModel,
         in_visual_dim=4,
@@ -563,9 +564,16 @@ def kandinsky6():
         out_audio_dim=4,
         time_dim_a=16,
         ff_dim_a=32,
+        **options,
     )
+    return filled(model)
+
+
+def kandinsky6():
     names = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-    pipe = diffusers.Kandinsky6TI2VAPipeline(transformer=filled(model), scheduler=flow(), **dict.fromkeys(names))
+    pipe = diffusers.Kandinsky6TI2VAPipeline(
+        transformer=kandinsky6_transformer(), scheduler=flow(), **dict.fromkeys(names)
+    )
 
     def call(prompts):
         pooled = dict(pooled_prompt_embeds=states(prompts, 8), negative_pooled_prompt_embeds=states(no(prompts), 8))

@@ -156,11 +156,23 @@ def _joy_plus(transformer, call) -> Layout:
     return raster(targets.pop())._replace(stream=call["hidden_states"].shape[1])
 
 
+def _kandinsky6(transformer, call) -> Layout:
+    """Latents (B, F, H, W, C), of which frames of type 1, at the end, are a reference."""
+    whole, types = _channels_last(transformer, call), call.get("visual_token_type_ids")
+    if types is None:
+        return whole
+    return raster((int((types[0] == 0).sum()), *whole.grid[-2:]))._replace(stream=whole.stream)
+
+
 def _animate(transformer, call) -> Layout | None:
-    """A list of latents (C, F, H, W); a call of its own first fills the cache with the driving video."""
-    if call["kv_cache_mode"] == "extract":
+    """Latents (B, C, F, H, W), or a list of them, of which the first frame is the reference; a call of its own first
+    fills Wan-Animate 2's cache with the driving video.
+    """
+    if call.get("kv_cache_mode") == "extract":
         return None
-    return _cut(transformer, call, call["hidden_states"][0].shape[1:])
+    whole = _cut(transformer, call, call["hidden_states"][0].shape[1:])
+    frame = math.prod(whole.grid[-2:])
+    return raster((whole.stream // frame - 1, *whole.grid[-2:]))._replace(stream=whole.stream, before=frame)
 
 
 def _far(transformer, call) -> Layout | None:
@@ -309,7 +321,7 @@ FAMILIES = {
     "JoyImageEditTransformer3DModel": Family(_joy, (Part("double_blocks", "dual", 0, "head"),)),
     "JoyImageEditPlusTransformer3DModel": Family(_joy_plus, (Part("double_blocks", "dual", 0, "head"),), UNCOND_FIRST),
     "Kandinsky5Transformer3DModel": Family(_channels_last, (Part("visual_transformer_blocks", "single", None),)),
-    "Kandinsky6Transformer3DModel": Family(_channels_last, (Part("visual_transformer_blocks", "single", 0),)),
+    "Kandinsky6Transformer3DModel": Family(_kandinsky6, (Part("visual_transformer_blocks", "single", 0),)),
     "PRXTransformer2DModel": Family(_by_shape, (BLOCKS,), UNCOND_FIRST),
     "CogView3PlusTransformer2DModel": Family(_by_shape, (DUAL_IMAGE_FIRST,), UNCOND_FIRST),
     "LuminaNextDiT2DModel": Family(_by_shape, (LAYERS,), COND_FIRST),
@@ -330,8 +342,8 @@ FAMILIES = {
     "LTX2VideoTransformer3DModel": Family(_ltx, (PLAIN._replace(output=0),), UNCOND_FIRST),  # (video, audio)
     "SkyReelsV2Transformer3DModel": Family(_by_shape, (BLOCKS,)),
     "ChronoEditTransformer3DModel": Family(_by_shape, (BLOCKS,)),
-    "WanVACETransformer3DModel": Family(_by_shape, (BLOCKS,)),
-    "WanAnimateTransformer3DModel": Family(_by_shape, (BLOCKS,)),
+    "WanVACETransformer3DModel": Family(_by_shape, (BLOCKS,)),  # reference images are frames in front: no call tells
+    "WanAnimateTransformer3DModel": Family(_animate, (BLOCKS,)),
     "WanAnimate2Transformer3DModel": Family(_animate, (BLOCKS,)),
     "HeliosTransformer3DModel": Family(_by_shape, (BLOCKS._replace(where="tail"),)),
     "AnyFlowTransformer3DModel": Family(_frames_first, (BLOCKS,), UNCOND_FIRST),

@@ -40,7 +40,7 @@ class Site:
     - branch: "cond", "uncond", or "extra" for a further pass of the same step (SD3's skip-layer guidance).
     - grid: (H, W) of the N = H * W tokens in raster order; (F, H, W) of a video; (1, N) of a text.
     - rows: the rows of the generation's batch to which the B token rows belong.
-    - generation: a number that differs in every generation.
+    - generation: a number that differs in every generation, and in every chunk of a video that is made in chunks.
     """
 
     layer: int
