@@ -243,7 +243,7 @@ def test_the_second_transformer_of_wan_has_the_same_layers():
 
 def test_masks_of_a_video_have_its_frames():
     recipe = tiny.wan()
-    with mu.attach(recipe.pipe, mu.Record(channels=[1, 2, 3]), steps=0) as record:
+    with mu.attach(recipe.pipe, mu.Record(k=3), steps=0) as record:
         tiny.run(recipe)
     masks, heat = mu.token_masks(record, layer=-1)
     assert masks.shape == heat.shape == (2, 2, 4, 6)

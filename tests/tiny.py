@@ -144,9 +144,9 @@ class Recipe(NamedTuple):
     branches: tuple[str, ...] = ("cond",)
     steps: Any = range(3)
     batch: int = 2
-    output: str = (
-        "c..."  # of a row of what the model returns: "c...", "fchw", "...c", "n..." (packed), "...n" (text first)
-    )
+    # a row of what the model returns: "c...", "fchw", "...c"; packed tokens: "n...", "...n" after text
+    output: str = "c..."
+    text: int = 5  # tokens of the text stream
 
 
 def states(prompts, *shape, offset=0):

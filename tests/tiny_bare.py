@@ -46,7 +46,7 @@ def vace():
 def animate():
     model = wan_like(
         diffusers.WanAnimateTransformer3DModel,
-        in_channels=4,
+        in_channels=12,
         latent_channels=4,
         image_dim=None,
         motion_encoder_channel_sizes={"4": 4, "8": 4, "16": 4},
@@ -59,11 +59,12 @@ def animate():
         inject_face_latents_blocks=2,
     )
     more = dict(pose_hidden_states=noise(2, 4, 2, 8, 12, seed=2), face_pixel_values=noise(2, 3, 8, 16, 16, seed=3))
-    return Bare(model, lambda: wan_call(hidden_states=noise(2, 4, 3, 8, 12), **more), skip=1)
+    return Bare(model, lambda: wan_call(hidden_states=noise(2, 12, 3, 8, 12), **more), skip=1)
 
 
 def animate2():
     """The pass over the video to come, with the driving video's keys and values in the cache."""
+    from diffusers.models.attention_dispatch import AttentionBackendName
     from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
 
     model = seeded(
@@ -80,7 +81,8 @@ def animate2():
         use_img_emb=False,
     )
     model.requires_grad_(False)  # flex attention has no backward on a CPU
-    model.set_attention_backend("flex")
+    for block in model.blocks:  # the model's own method would set it for every other model, too
+        block.self_attn.processor._attention_backend = AttentionBackendName.FLEX
 
     def call():
         cache = WanAnimate2KVCache(3)
@@ -174,14 +176,14 @@ def framepack():
             encoder_attention_mask=torch.ones(2, 5),
             pooled_projections=noise(2, 8, seed=2),
             image_embeds=noise(2, 3, 8, seed=3),
-            indices_latents=torch.arange(7, 9).repeat(2, 1),
+            indices_latents=torch.arange(7, 9),
             guidance=torch.full((2,), 1000.0),
             latents_clean=noise(2, 4, 1, 8, 12, seed=4),
-            indices_latents_clean=torch.zeros(2, 1, dtype=torch.long),
+            indices_latents_clean=torch.zeros(1),
             latents_history_2x=noise(2, 4, 2, 8, 12, seed=5),
-            indices_latents_history_2x=torch.arange(1, 3).repeat(2, 1),
+            indices_latents_history_2x=torch.arange(1, 3),
             latents_history_4x=noise(2, 4, 4, 8, 12, seed=6),
-            indices_latents_history_4x=torch.arange(3, 7).repeat(2, 1),
+            indices_latents_history_4x=torch.arange(3, 7),
         )
 
     return Bare(model, call)
