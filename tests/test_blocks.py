@@ -5,6 +5,7 @@ import torch
 
 import massact_utils as mu
 import tiny
+import tiny_more
 from massact_utils.models import families as table
 
 
@@ -42,16 +43,20 @@ def unknown(monkeypatch):
     return forget
 
 
-INFERRED = ("flux", "klein_cfg", "sana_sprint", "hunyuanimage", "cogview4", "chroma", "glm", "longcat", "ovis")
+INFERRED = (
+    *(tiny.flux, tiny.klein_cfg, tiny.sana_sprint, tiny.hunyuanimage, tiny.cogview4, tiny.chroma, tiny.glm),
+    *(tiny.longcat, tiny.ovis, tiny.qwen, tiny.wan, tiny_more.flux3, tiny_more.flux3_references, tiny_more.nucleus),
+    *(tiny_more.joy_alone, tiny_more.kandinsky5, tiny_more.kandinsky5_video),
+)
 
 
-@pytest.mark.parametrize("name", INFERRED)
-def test_an_unknown_class_is_inferred_as_the_table_has_it(name, unknown):
-    recipe = getattr(tiny, name)()
+@pytest.mark.parametrize("make", INFERRED, ids=lambda make: make.__name__)
+def test_an_unknown_class_is_inferred_as_the_table_has_it(make, unknown):
+    recipe = make()
     sites = {}
 
     def look(tokens, site):
-        sites.setdefault((site.layer, site.name, site.kind, site.step, site.branch), tokens.clone())
+        sites.setdefault((site.layer, site.name, site.step, site.branch, site.grid), tokens.clone())
 
     with mu.attach(recipe.pipe, look):
         plain = tiny.run(recipe)
@@ -59,7 +64,7 @@ def test_an_unknown_class_is_inferred_as_the_table_has_it(name, unknown):
     unknown(recipe)
     with mu.attach(recipe.pipe, look):
         assert torch.equal(tiny.run(recipe), plain)
-    assert [at[1] for at in sites] == [at[1] for at in known]
+    assert list(sites) == list(known)
     assert all(torch.equal(a, b) for a, b in zip(sites.values(), known.values(), strict=True))
     assert len(mu.blocks(recipe.pipe)) == len({at[0] for at in known})
 
@@ -69,12 +74,12 @@ def test_an_unknown_class_is_inferred_as_the_table_has_it(name, unknown):
     [
         ("kontext", "grid of its 30 image tokens"),
         ("klein_references", "grid of its 664 image tokens"),
-        ("qwen", "grid of its 24 image tokens"),
+        ("qwen_edit", "grid of its 56 image tokens"),
         ("z_image", "first tensor argument is not a batch of latents"),
         ("lumina2", "not the same ones in every row"),
         ("hidream", "does not pass one tensor from block to block"),
         ("sd3", "which half of its doubled batch is conditional"),
-        ("wan", "grid of its 48 image tokens"),
+        ("klein_kv", "280 of the 280 tokens entering transformer_blocks are image, and the target has 24"),
     ],
 )
 def test_what_cannot_be_inferred_is_refused_with_the_reason(name, reason, unknown):
@@ -82,6 +87,29 @@ def test_what_cannot_be_inferred_is_refused_with_the_reason(name, reason, unknow
     with pytest.raises(TypeError, match=f"{reason}.*add a row"), mu.attach(recipe.pipe, lambda tokens, site: None):
         tiny.run(recipe)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in recipe.pipe.transformer.modules())
+
+
+class Ungraded(torch.nn.Module):
+    """Runs without gradients only, and mixes its tokens in two blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, hidden_states, timestep):
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        if torch.is_grad_enabled():
+            raise RuntimeError("kernel has no backward")
+        return (hidden_states,)
+
+
+def test_a_trial_run_that_fails_is_a_refusal_with_its_reason():
+    model = Ungraded()
+    with pytest.raises(TypeError, match=r"trial run with gradients failed \(kernel has no backward\); add a row"):
+        with mu.attach(model, lambda tokens, site: None), torch.no_grad():
+            model(torch.randn(1, 6, 4), torch.zeros(1))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 # ---------------------------------------------------------------- layouts told by arguments alone

@@ -5,10 +5,11 @@ import torch
 
 import massact_utils as mu
 import tiny
+import tiny_more
 from massact_utils.models.families import transformers_of
 
 
-@pytest.fixture(scope="module", params=tiny.RECIPES, ids=lambda recipe: recipe.__name__)
+@pytest.fixture(scope="module", params=tiny.RECIPES + tiny_more.RECIPES, ids=lambda recipe: recipe.__name__)
 def recipe(request):
     return request.param()
 
@@ -106,9 +107,9 @@ def test_output_depends_at_the_last_block_on_exactly_the_row_claimed(recipe):
 def position(recipe, output, at, n):
     """The model's output for the first row's target position `at` (raster): from a map, or from packed tokens."""
     row = output[0]
-    if row.ndim == 2:  # N C: the packed target, before references or after text
-        text = len(row) - n if type(recipe.pipe).__name__.startswith("Ideogram") else 0
-        return row[text + at]
+    if row.ndim == 2 or recipe.output in ("n...", "...n"):  # the packed target, before references or after text
+        return row[at + (len(row) - n if recipe.output == "...n" else 0)]
+    row = row.movedim({"c...": 0, "fchw": 1, "...c": -1}[recipe.output], 0)
     index, cell = [], []
     for side, tiles in zip(reversed(row.shape[-len(recipe.grid) :]), reversed(recipe.grid), strict=True):
         index.append(at % tiles)
@@ -165,6 +166,28 @@ def test_tokens_changed_in_place_and_not_returned_are_an_error(recipe):
             tiny.run(recipe)
 
 
+def test_the_text_stream_is_the_prompts_and_reaches_the_image(recipe, plain):
+    """Of dual-stream blocks: as many tokens as the prompt has, which follow the prompt and change the image."""
+    dual = [block.index for block in mu.blocks(recipe.pipe) if block.kind == "dual"]
+    if not dual:
+        with pytest.raises(ValueError, match="no text stream"), mu.attach(recipe.pipe, Watch(), stream="text"):
+            pass
+        return
+    with mu.attach(recipe.pipe, lambda tokens, site: tokens.clone(), stream="text"):
+        assert torch.equal(tiny.run(recipe), plain)
+    seen = []
+    for prompts in ((0, 1), (7, 1)):
+        with mu.attach(recipe.pipe, Watch(keep=True), stream="text", steps=recipe.steps[0], branch="cond") as watch:
+            tiny.run(recipe, prompts=prompts)
+        assert {s.layer for s in watch.sites} >= set(dual[:-1]) and {s.layer for s in watch.sites} <= set(dual)
+        assert {s.grid for s in watch.sites} == {(1, recipe.text)} and {s.branch for s in watch.sites} == {"cond"}
+        assert {tuple(x.shape[:2]) for x in watch.tokens} == {(recipe.batch, recipe.text)}
+        seen.append(watch.tokens[0])
+    assert not torch.equal(seen[0][0], seen[1][0]) and torch.allclose(seen[0][1:], seen[1][1:], atol=1e-5)
+    with mu.attach(recipe.pipe, lambda x, site: x.flip(-1), stream="text", layers=dual[0], branch="cond"):
+        assert not torch.equal(tiny.run(recipe), plain)
+
+
 # ---------------------------------------------------------------- what differs between families, one by one
 
 
@@ -216,6 +239,14 @@ def test_the_second_transformer_of_wan_has_the_same_layers():
         tiny.run(recipe, num_inference_steps=4)
     assert set(called) == {"transformer", "transformer_2"}
     assert [(s.step, s.layer) for s in watch.sites] == [(step, 1) for step in range(4)]
+
+
+def test_masks_of_a_video_have_its_frames():
+    recipe = tiny.wan()
+    with mu.attach(recipe.pipe, mu.Record(k=3), steps=0) as record:
+        tiny.run(recipe)
+    masks, heat = mu.token_masks(record, layer=-1)
+    assert masks.shape == heat.shape == (2, 2, 4, 6)
 
 
 def test_text_stream_leaves_registers_out():

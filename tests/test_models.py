@@ -59,6 +59,9 @@ def test_names_and_folders_that_are_no_model(tmp_path):
         mu.load("./no/such/folder")
     with pytest.raises(FileNotFoundError, match=r"without model_index.json"):
         mu.load(tmp_path)
+    (tmp_path / "modular_model_index.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"is a modular pipeline.*ModularPipeline.from_pretrained"):
+        mu.load(tmp_path)
     (tmp_path / "model_index.json").write_text("{}")
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "weights.bin").touch()

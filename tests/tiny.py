@@ -144,6 +144,9 @@ class Recipe(NamedTuple):
     branches: tuple[str, ...] = ("cond",)
     steps: Any = range(3)
     batch: int = 2
+    # a row of what the model returns: "c...", "fchw", "...c"; packed tokens: "n...", "...n" after text
+    output: str = "c..."
+    text: int = 5  # tokens of the text stream
 
 
 def states(prompts, *shape, offset=0):
@@ -579,7 +582,7 @@ def hunyuanimage():
                 }
         return texts | SIZE | dict(height=128, width=192)
 
-    return Recipe(pipe, call, branches=("cond", "uncond"))
+    return Recipe(pipe, call, branches=("cond", "uncond"), text=10)  # of two encoders
 
 
 def cogview4():
@@ -609,6 +612,7 @@ def cogview4():
         pipe,
         lambda p: dict(prompt_embeds=states(p, 16, 16), negative_prompt_embeds=states(no(p), 16, 16), **SIZE),
         branches=("cond", "uncond"),
+        text=16,
     )
 
 
@@ -679,7 +683,7 @@ def hidream():
             }
         return texts | SIZE
 
-    return Recipe(pipe, call, branches=("uncond", "cond"))
+    return Recipe(pipe, call, branches=("uncond", "cond"), text=10)  # T5 and Llama
 
 
 def bria():
@@ -806,7 +810,7 @@ def ideogram4():
             prompt=[str(i) for i in p], max_sequence_length=5, guidance_scale=3.0, guidance_schedule=None, **SIZE
         )
 
-    return Recipe(pipe, call, branches=("cond", "uncond"))
+    return Recipe(pipe, call, branches=("cond", "uncond"), output="...n")
 
 
 def glm(image=False):
@@ -984,5 +988,7 @@ def run(recipe, prompts=(0, 1), seeds=(3, 4), **more):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         output = recipe.pipe(**recipe.call(prompts) | more, generator=generators)
-    made = output.images if hasattr(output, "images") else output.frames
+    if isinstance(output, torch.Tensor):  # of a modular pipeline
+        return output
+    made = next(getattr(output, name) for name in ("images", "image", "frames") if hasattr(output, name))
     return made if isinstance(made, torch.Tensor) else torch.as_tensor(made)

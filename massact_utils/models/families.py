@@ -36,17 +36,20 @@ class Part(NamedTuple):
     output: int | None
     where: str = "whole"
     registers: int = 0  # learned tokens in front of a dual block's text stream
+    swapped: bool = False  # streams are (S, B, D)
 
 
 class Layout(NamedTuple):
     """Image tokens of a call: the target's grid, the length of the image stream (references included), how many of its
-    tokens stand before the target, and where the target begins in a joint stream; lists where rows differ.
+    tokens stand before the target, and where the target begins in a joint stream; lists where rows differ. `text` is
+    the number of text tokens that dual blocks pass on (None: all they return).
     """
 
     grid: tuple[int, ...]
     stream: int
     before: int | list[int] = 0
     joint: int | list[int] = 0
+    text: int | None = None
 
 
 class Family(NamedTuple):
@@ -73,25 +76,120 @@ def _by_ids(transformer, call) -> Layout:
     return Layout(_grid(ids[target]), len(ids), first)
 
 
-def _by_shape(transformer, call) -> Layout:
-    """Latents (B, C, H, W), or (B, C, F, H, W) of a video, cut into patches in raster order."""
-    sizes, patch = call["hidden_states"].shape[2:], transformer.config.patch_size
-    if len(sizes) < 2:
-        raise ValueError(
-            f"{type(transformer).__name__}: latents of shape {tuple(call['hidden_states'].shape)} hide the grid"
-        )
-    patch = [patch] * len(sizes) if isinstance(patch, int) else patch
-    grid = tuple(size // p for size, p in zip(sizes, patch, strict=True))
+def raster(grid) -> Layout:
+    """Nothing but the target, in raster order; a single frame is an image."""
+    grid = tuple(map(int, grid))
+    while len(grid) > 2 and grid[0] == 1:
+        grid = grid[1:]
     return Layout(grid, math.prod(grid))
+
+
+def _cut(transformer, call, sizes) -> Layout:
+    """Sides (H, W), or (F, H, W) of a video, cut into patches in raster order."""
+    config = transformer.config
+    if len(sizes) < 2:
+        shape = tuple(call["hidden_states"].shape)
+        raise ValueError(f"{type(transformer).__name__}: latents of shape {shape} hide the grid")
+    patch = config.patch_size
+    if isinstance(patch, int):
+        patch = (config.get("patch_size_t") or 1, patch, patch)[-len(sizes) :]
+    return raster(size // p for size, p in zip(sizes, patch, strict=True))
+
+
+def _by_shape(transformer, call) -> Layout:
+    """Latents (B, C, H, W), or (B, C, F, H, W) of a video."""
+    return _cut(transformer, call, call["hidden_states"].shape[2:])
+
+
+def _frames_first(transformer, call) -> Layout:
+    """Latents (B, F, C, H, W)."""
+    frames, _, *sides = call["hidden_states"].shape[1:]
+    return _cut(transformer, call, (frames, *sides))
+
+
+def _channels_last(transformer, call) -> Layout:
+    """Latents (B, F, H, W, C)."""
+    if (call.get("sparse_params") or {}).get("to_fractal"):
+        raise ValueError(
+            f"{type(transformer).__name__}: sparse attention sorts the tokens by neighbourhoods, so that no raster is "
+            "left; call it without sparse_params (attention_type 'regular')"
+        )
+    return _cut(transformer, call, call["hidden_states"].shape[1:-1])
+
+
+def _shapes(call) -> list[tuple[int, int, int]]:
+    """(F, H, W) of every image of the first row, in the order of img_shapes."""
+    shapes = call["img_shapes"]
+    shapes = [shapes] if isinstance(shapes[0], int) else shapes[0]
+    return [shapes] if isinstance(shapes[0], int) else list(shapes)
 
 
 def _qwen(transformer, call) -> Layout:
     """img_shapes lists (F, H, W): the target, then references; the layered model has many targets, one reference."""
-    shapes = call["img_shapes"][0]
-    shapes = shapes if isinstance(shapes, list) else [shapes]
+    shapes = _shapes(call)
     targets = shapes[:1] if call.get("additional_t_cond") is None else shapes[:-1]  # layered
-    frames, *grid = sum(f for f, _, _ in targets), *targets[0][1:]
-    return Layout(tuple(grid) if frames == 1 else (frames, *grid), sum(map(math.prod, shapes)))
+    frames = sum(f for f, _, _ in targets)
+    return raster((frames, *targets[0][1:]))._replace(stream=sum(map(math.prod, shapes)))
+
+
+def _last_shape(transformer, call) -> Layout:
+    """img_shapes lists (F, H, W): references, then the target, which ends the joint stream."""
+    return raster(_shapes(call)[-1])
+
+
+def _joy(transformer, call) -> Layout:
+    """Latents (B, images, C, F, H, W) with the target last, which the model moves to the front; or one image's."""
+    latents, patch = call["hidden_states"], transformer.config.patch_size
+    sizes = tuple(size // p for size, p in zip(latents.shape[-3:], patch, strict=True))
+    images = latents.shape[1] if latents.ndim == 6 else 1
+    return raster(sizes)._replace(stream=images * math.prod(sizes))
+
+
+def _joy_plus(transformer, call) -> Layout:
+    """Patches (B, N, C, 1, P, P) of the target, then of references, then padding; shape_list has (F, H, W) of each."""
+    targets = {tuple(map(int, shapes[0])) for shapes in call["shape_list"]}
+    if len(targets) > 1:
+        raise ValueError(
+            f"{type(transformer).__name__}: the rows of one batch have different grids {sorted(targets)}; "
+            "generate images of one size in a batch"
+        )
+    return raster(targets.pop())._replace(stream=call["hidden_states"].shape[1])
+
+
+def _kandinsky6(transformer, call) -> Layout:
+    """Latents (B, F, H, W, C), of which frames of type 1, at the end, are a reference."""
+    whole, types = _channels_last(transformer, call), call.get("visual_token_type_ids")
+    if types is None:
+        return whole
+    return raster((int((types[0] == 0).sum()), *whole.grid[-2:]))._replace(stream=whole.stream)
+
+
+def _animate(transformer, call) -> Layout | None:
+    """Latents (B, C, F, H, W), or a list of them, of which the first frame is the reference; a call of its own first
+    fills Wan-Animate 2's cache with the driving video.
+    """
+    if call.get("kv_cache_mode") == "extract":
+        return None
+    whole = _cut(transformer, call, call["hidden_states"][0].shape[1:])
+    frame = math.prod(whole.grid[-2:])
+    return raster((whole.stream // frame - 1, *whole.grid[-2:]))._replace(stream=whole.stream, before=frame)
+
+
+def _far(transformer, call) -> Layout | None:
+    """A chunk of frames (B, F, C, H, W); calls between chunks only write what is finished to the cache."""
+    flags = call.get("kv_cache_flag") or {}
+    return None if flags.get("is_cache_step") else _frames_first(transformer, call)
+
+
+def _minimax(transformer, call) -> Layout:
+    """The generated video is the last run of video rows in a packed sequence; position ids hold time, row, column."""
+    rows = call["video_indices"].tolist()
+    n = next((i for i in range(1, len(rows)) if rows[-i - 1] != rows[-i] - 1), len(rows))
+    ids = call["position_ids"].cpu()[rows[-n:]]
+    grid = tuple(len(ids[:, axis].unique()) for axis in range(3))
+    if math.prod(grid) != n:
+        raise ValueError(f"{type(transformer).__name__}: position_ids make no grid of the {n} generated video tokens")
+    return raster(grid)._replace(joint=rows[-n])
 
 
 def _z_image(transformer, call) -> Layout:
@@ -110,7 +208,13 @@ def _z_image(transformer, call) -> Layout:
     grid = tuple(size // p for size, p in zip(target.shape[1:], patch, strict=True))
     before = [sum(32 if x is None else padded(tokens(x)) for x in row[:-1]) if omni else 0 for row in latents]
     joint = [n + sum(padded(len(text)) for text in row) if omni else 0 for n, row in zip(before, texts, strict=True)]
-    return Layout(grid[1:] if grid[0] == 1 else grid, max(before) + padded(tokens(target)), before, joint)
+    return raster(grid)._replace(stream=max(before) + padded(tokens(target)), before=before, joint=joint)
+
+
+def _hidream(transformer, call) -> Layout:
+    """Text of T5 and of Llama's last layer; each block takes another layer's in addition, and hands it to no other."""
+    text = call["encoder_hidden_states_t5"].shape[1] + call["encoder_hidden_states_llama3"].shape[-2]
+    return _by_shape(transformer, call)._replace(text=text)
 
 
 def _lumina(transformer, call) -> Layout:
@@ -154,8 +258,7 @@ def _ideogram(transformer, call) -> Layout:
 
 def _ltx(transformer, call) -> Layout:
     """The size of the latent video is passed along."""
-    grid = call["num_frames"], call["height"], call["width"]
-    return Layout(grid, math.prod(grid))
+    return raster((call["num_frames"], call["height"], call["width"]))
 
 
 DUAL = Part("transformer_blocks", "dual", 1)  # (text, image)
@@ -163,6 +266,8 @@ DUAL_IMAGE_FIRST = Part("transformer_blocks", "dual", 0)
 SPLIT = Part("single_transformer_blocks", "single", 1)  # joined inside, returned as (text, image)
 TAIL = Part("single_transformer_blocks", "single", None, "tail")  # one tensor, text before image
 PLAIN = Part("transformer_blocks", "single", None)  # image only; text enters by cross-attention
+BLOCKS, LAYERS = PLAIN._replace(path="blocks"), PLAIN._replace(path="layers")
+SPLIT_IMAGE_FIRST = SPLIT._replace(output=0)
 UNCOND_FIRST, COND_FIRST = ("uncond", "cond"), ("cond", "uncond")
 UNKNOWN = ("?", "?")  # of an inferred family
 
@@ -175,40 +280,97 @@ FAMILIES = {
     "SanaTransformer2DModel": Family(_by_shape, (PLAIN,), UNCOND_FIRST),
     "ZImageTransformer2DModel": Family(
         _z_image,
-        (Part("noise_refiner", "single", None, "head"), Part("layers", "single", None, "joint")),
+        (Part("noise_refiner", "single", None, "head"), LAYERS._replace(where="joint")),
         COND_FIRST,
     ),
     "Lumina2Transformer2DModel": Family(
-        _lumina, (Part("noise_refiner", "single", None), Part("layers", "single", None, "joint"))
+        _lumina, (Part("noise_refiner", "single", None), LAYERS._replace(where="joint"))
     ),
     "AuraFlowTransformer2DModel": Family(
         _by_shape, (Part("joint_transformer_blocks", "dual", 1, registers=8), TAIL), UNCOND_FIRST
     ),
-    "HunyuanDiT2DModel": Family(_by_shape, (Part("blocks", "single", None),), UNCOND_FIRST),
-    "HunyuanImageTransformer2DModel": Family(_by_shape, (DUAL_IMAGE_FIRST, SPLIT._replace(output=0))),
+    "HunyuanDiT2DModel": Family(_by_shape, (BLOCKS,), UNCOND_FIRST),
+    "HunyuanImageTransformer2DModel": Family(_by_shape, (DUAL_IMAGE_FIRST, SPLIT_IMAGE_FIRST)),
     "CogView4Transformer2DModel": Family(_by_shape, (DUAL_IMAGE_FIRST,)),
     "ChromaTransformer2DModel": Family(_by_ids, (DUAL, TAIL)),
     "DiTTransformer2DModel": Family(_by_shape, (PLAIN,), COND_FIRST),
     "HiDreamImageTransformer2DModel": Family(
-        _by_shape,
+        _hidream,
         (Part("double_stream_blocks", "dual", 0, "head"), Part("single_stream_blocks", "single", None, "head")),
         UNCOND_FIRST,
     ),
-    "OmniGenTransformer2DModel": Family(
-        _by_shape, (Part("layers", "single", None, "tail"),), ("cond", "uncond", "extra")
-    ),
+    "OmniGenTransformer2DModel": Family(_by_shape, (LAYERS._replace(where="tail"),), ("cond", "uncond", "extra")),
     "BriaTransformer2DModel": Family(_by_ids, (DUAL, SPLIT), UNCOND_FIRST),
     "BriaFiboTransformer2DModel": Family(_by_ids, (DUAL, TAIL), UNCOND_FIRST),
     "BriaFibo2Transformer2DModel": Family(
-        _fibo2, (Part("noise_refiner", "single", None, "head"), Part("layers", "single", None, "joint"))
+        _fibo2, (Part("noise_refiner", "single", None, "head"), LAYERS._replace(where="joint"))
     ),
     "Krea2Transformer2DModel": Family(_krea, (PLAIN._replace(where="tail"),)),
-    "Ideogram4Transformer2DModel": Family(_ideogram, (Part("layers", "single", None, "joint"),)),
+    "Ideogram4Transformer2DModel": Family(_ideogram, (LAYERS._replace(where="joint"),)),
     "GlmImageTransformer2DModel": Family(_glm, (DUAL_IMAGE_FIRST,)),
     "LongCatImageTransformer2DModel": Family(_by_ids, (DUAL, SPLIT)),
     "OvisImageTransformer2DModel": Family(_by_ids, (DUAL, SPLIT)),
-    "WanTransformer3DModel": Family(_by_shape, (Part("blocks", "single", None),)),
+    "WanTransformer3DModel": Family(_by_shape, (BLOCKS,)),
     "LTXVideoTransformer3DModel": Family(_ltx, (PLAIN,), UNCOND_FIRST),
+    "Flux3Transformer2DModel": Family(
+        _by_ids, (Part("mode_blocks.image", "single", None), SPLIT._replace(where="head"))
+    ),
+    "QwenImage21Transformer2DModel": Family(_last_shape, (PLAIN._replace(where="tail"),)),
+    "ErnieImageTransformer2DModel": Family(_by_shape, (LAYERS._replace(where="head", swapped=True),), UNCOND_FIRST),
+    "NucleusMoEImageTransformer2DModel": Family(_last_shape, (PLAIN,)),
+    "JoyImageEditTransformer3DModel": Family(_joy, (Part("double_blocks", "dual", 0, "head"),)),
+    "JoyImageEditPlusTransformer3DModel": Family(_joy_plus, (Part("double_blocks", "dual", 0, "head"),), UNCOND_FIRST),
+    "Kandinsky5Transformer3DModel": Family(_channels_last, (Part("visual_transformer_blocks", "single", None),)),
+    "Kandinsky6Transformer3DModel": Family(_kandinsky6, (Part("visual_transformer_blocks", "single", 0),)),
+    "PRXTransformer2DModel": Family(_by_shape, (BLOCKS,), UNCOND_FIRST),
+    "CogView3PlusTransformer2DModel": Family(_by_shape, (DUAL_IMAGE_FIRST,), UNCOND_FIRST),
+    "LuminaNextDiT2DModel": Family(_by_shape, (LAYERS,), COND_FIRST),
+    "CogVideoXTransformer3DModel": Family(_frames_first, (DUAL_IMAGE_FIRST,), UNCOND_FIRST),
+    "ConsisIDTransformer3DModel": Family(_frames_first, (DUAL_IMAGE_FIRST,), UNCOND_FIRST),
+    "EasyAnimateTransformer3DModel": Family(_by_shape, (DUAL_IMAGE_FIRST,), UNCOND_FIRST),
+    "MochiTransformer3DModel": Family(_by_shape, (DUAL_IMAGE_FIRST,), UNCOND_FIRST),
+    "HunyuanVideoTransformer3DModel": Family(_by_shape, (DUAL_IMAGE_FIRST, SPLIT_IMAGE_FIRST)),
+    "HunyuanVideo15Transformer3DModel": Family(_by_shape, (DUAL_IMAGE_FIRST,)),
+    "HunyuanVideoFramepackTransformer3DModel": Family(
+        _by_shape, (DUAL_IMAGE_FIRST._replace(where="tail"), SPLIT_IMAGE_FIRST._replace(where="tail"))
+    ),
+    "MotifVideoTransformer3DModel": Family(_by_shape, (DUAL_IMAGE_FIRST, SPLIT_IMAGE_FIRST)),
+    "AllegroTransformer3DModel": Family(_by_shape, (PLAIN,), UNCOND_FIRST),
+    "CosmosTransformer3DModel": Family(_by_shape, (PLAIN,)),
+    "SanaVideoTransformer3DModel": Family(_by_shape, (PLAIN,), UNCOND_FIRST),
+    "SanaWMTransformer3DModel": Family(_by_shape, (BLOCKS,), UNCOND_FIRST),
+    "LTX2VideoTransformer3DModel": Family(_ltx, (PLAIN._replace(output=0),), UNCOND_FIRST),  # (video, audio)
+    "SkyReelsV2Transformer3DModel": Family(_by_shape, (BLOCKS,)),
+    "ChronoEditTransformer3DModel": Family(_by_shape, (BLOCKS,)),
+    "WanVACETransformer3DModel": Family(_by_shape, (BLOCKS,)),  # reference images are frames in front: no call tells
+    "WanAnimateTransformer3DModel": Family(_animate, (BLOCKS,)),
+    "WanAnimate2Transformer3DModel": Family(_animate, (BLOCKS,)),
+    "HeliosTransformer3DModel": Family(_by_shape, (BLOCKS._replace(where="tail"),)),
+    "AnyFlowTransformer3DModel": Family(_frames_first, (BLOCKS,), UNCOND_FIRST),
+    "AnyFlowFARTransformer3DModel": Family(_far, (BLOCKS,), UNCOND_FIRST),
+    "MiniMaxH3Transformer3DModel": Family(_minimax, (PLAIN._replace(where="joint"),)),
+}
+
+_AUDIO, _UNET = "it generates sound, which has no image tokens", "it is a part of a UNet or another model, not a DiT"
+# Classes of diffusers' transformers that are not seen -> why.
+REFUSED = {
+    "AceStepTransformer1DModel": _AUDIO,
+    "LongCatAudioDiTTransformer": _AUDIO,
+    "MiniMaxMusic3Transformer1DModel": _AUDIO,
+    "MiniMaxMusic3RVQDepthDecoder": _AUDIO,
+    "StableAudioDiTModel": _AUDIO,
+    "StableAudio3DiTModel": _AUDIO,
+    "T5FilmDecoder": _AUDIO,
+    "RFD4ProteinaTransformer": "it generates proteins, which have no image tokens",
+    "PriorTransformer": "it generates an image embedding, which has no grid of tokens",
+    "DreamLiteTransformer2DModel": _UNET,
+    "DualTransformer2DModel": _UNET,
+    "Transformer2DModel": _UNET,
+    "TransformerTemporalModel": _UNET,
+    "LatteTransformer3DModel": "its blocks see one frame or one place at a time, folded into the batch, and so no grid",
+    "Cosmos3OmniTransformer": "its blocks pass one packed sequence (S, D) of text, video and sound without a batch",
+    "Kandinsky6SRTransformer3DModel": "it sorts its tokens by neighbourhoods of 8 x 8, so that no raster is left",
+    "SanaWMLTX2RefinerTransformer3DModel": "its call names neither frames nor height nor width of the packed latents",
 }
 
 
@@ -239,7 +401,7 @@ def family_of(transformer) -> Family:
     name = type(transformer).__name__
     if transformer in INFERRED:
         return INFERRED[transformer]
-    if name not in FAMILIES:
+    if not is_known(transformer):
         raise TypeError(
             f"{name} is not a known Diffusion Transformer; known: {', '.join(sorted(FAMILIES))}. "
             "Another class is inferred and checked when it first runs with a probe attached"
@@ -251,7 +413,8 @@ def members(transformer) -> list[tuple[Block, torch.nn.Module, Part]]:
     """Every block of a transformer in execution order, with its module and the Part it belongs to."""
     found, family, config = [], family_of(transformer), transformer.config
     heads = config.get("num_attention_heads", 0) * (config.get("attention_head_dim") or 0)
-    width = getattr(transformer, "inner_dim", None) or heads or config.get("dim") or config.get("hidden_size")
+    named = [config.get(name) for name in ("hidden_size", "model_dim", "dim")]
+    width = getattr(transformer, "inner_dim", None) or next(filter(None, named), heads)
     for part in family.parts:
         for i, module in enumerate(transformer.get_submodule(part.path)):
             found.append((Block(len(found), f"{part.path}.{i}", part.kind, width), module, part))
@@ -264,6 +427,28 @@ def blocks(pipe) -> list[Block]:
     Raises TypeError for a pipeline without a transformer and for a transformer class that is not known.
     """
     return [block for block, _, _ in members(transformers_of(pipe)[0][0])]
+
+
+def is_known(transformer) -> bool:
+    """Whether a transformer's class is in the table. Raises TypeError, with the reason, for one that is refused."""
+    name = type(transformer).__name__
+    if name in REFUSED:
+        raise TypeError(f"{name} cannot be seen by probes: {REFUSED[name]}")
+    return name in FAMILIES
+
+
+def stream_of(part: Part, output, stream: str = "image") -> torch.Tensor | None:
+    """The image or the text stream (B, S, D) in what a block returned; None where the block drops it."""
+    place = part.output if stream == "image" else 1 - part.output
+    found = output if place is None else output[place]
+    return found.transpose(0, 1) if part.swapped and found is not None else found
+
+
+def with_stream(part: Part, output, new: torch.Tensor, stream: str = "image"):
+    """What a block returned, with another image or text stream (B, S, D) in it."""
+    new = new.transpose(0, 1).contiguous() if part.swapped else new
+    place = part.output if stream == "image" else 1 - part.output
+    return new if place is None else type(output)(new if i == place else kept for i, kept in enumerate(output))
 
 
 def cut(stream: torch.Tensor, rows: slice, start: int | list[int], n: int) -> torch.Tensor:
@@ -304,3 +489,9 @@ def target_tokens(part: Part, layout: Layout, block: Block, stream: torch.Tensor
             "correct the class's row in massact_utils/models/families.py"
         )
     return start, n
+
+
+def text_tokens(part: Part, layout: Layout, stream: torch.Tensor) -> tuple[int, int]:
+    """First token of the prompt in a dual block's text stream (B, S, D), and their number, padding included."""
+    n = stream.shape[1] - part.registers if layout.text is None else layout.text
+    return part.registers, n

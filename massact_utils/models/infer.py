@@ -2,7 +2,8 @@
 
 The image stream is what one block returns and the next takes first; which of its tokens are the target's is told by
 gradients: the model's output depends on exactly those rows of the last block's output, and rows that enter the first
-block depend on the latents where they are image, and not where they are text. What does not fit is refused.
+block depend on the latents where they are image, and not where they are text. The grid is told by gradients, too: a
+token depends on one patch of the latents, and the next token on the next patch. What does not fit is refused.
 """
 
 import math
@@ -14,11 +15,15 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from .calls import bind
-from .families import UNKNOWN, Family, Layout, Part
+from .families import UNKNOWN, Family, Layout, Part, raster
 
 
 class _Stop(Exception):
     """Ends a trial forward early."""
+
+
+class _Refused(TypeError):
+    """A layout that cannot be inferred, with the reason."""
 
 
 def _first(args, kwargs):
@@ -39,7 +44,7 @@ def infer(transformer, args, kwargs) -> Family:
     """The Family of an unknown transformer class, from the arguments of one call. Raises TypeError, with the reason."""
 
     def refuse(reason):
-        return TypeError(
+        return _Refused(
             f"{type(transformer).__name__} is not a known Diffusion Transformer, and cannot be inferred: {reason}; "
             "add a row for it to FAMILIES in massact_utils/models/families.py"
         )
@@ -52,11 +57,10 @@ def infer(transformer, args, kwargs) -> Family:
 
     def before(name, i, module, inputs, named):
         if i:  # which element of what the block before returned is the very object this one takes first
-            streams = last["output"] if isinstance(last["output"], (tuple, list)) else [last["output"]]
-            same = [k for k, stream in enumerate(streams) if stream is _first(inputs, named)]
-            outputs[name].add(
-                (same[0] if isinstance(last["output"], (tuple, list)) else None) if len(same) == 1 else "lost"
-            )
+            output = last.get("output")
+            several = isinstance(output, (tuple, list))
+            same = [k for k, x in enumerate(output if several else [output]) if x is _first(inputs, named)]
+            outputs[name].add((same[0] if several else None) if len(same) == 1 else "lost")
         else:
             last.setdefault("order", []).append(name)
 
@@ -73,6 +77,19 @@ def infer(transformer, args, kwargs) -> Family:
     if not order or order[-1] != last["order"][-1]:
         raise refuse("its last list of blocks does not pass one tensor from block to block")
     places = {name: outputs[name].pop() for name in order}
+    try:
+        return _family(transformer, args, kwargs, latents, lists, order, places, refuse)
+    except _Refused:
+        raise
+    except Exception as error:  # whatever a trial run meets that the model is not made for, as the plain run has passed
+        raise refuse(f"a trial run with gradients failed ({error})") from error
+
+
+def _family(transformer, args, kwargs, latents, lists, order, places, refuse) -> Family:
+    """The Family that gradients show, where `order` lists the image's blocks and `places` the stream in their output.
+
+    Raises what `refuse` makes of a reason.
+    """
     rows, length = _rows_behind_the_output(transformer, args, kwargs, lists[order[-1]], places[order[-1]])
     n = len(rows)
     if not n or rows != list(range(rows[0], rows[0] + n)):
@@ -83,17 +100,22 @@ def infer(transformer, args, kwargs) -> Family:
     where = "whole" if n == length else "head" if rows[0] == 0 else "tail" if rows[-1] == length - 1 else None
     if where is None:
         raise refuse("its image tokens are neither at the head nor at the tail of the last block's output")
-    layout = partial(_layout, patch=_patch(latents, n))
-    found = layout(transformer, bind(transformer, args, kwargs) | {"hidden_states": latents})
-    if found is None or math.prod(found.grid) != n:
-        raise refuse(f"the grid of its {n} image tokens cannot be told from the call")
-    parts = [Part(order[-1], "single" if places[order[-1]] is None else "dual", places[order[-1]], where)]
+    part = Part(order[-1], "single" if places[order[-1]] is None else "dual", places[order[-1]], where)
+    parts, first = [part], rows[0]
     for name in reversed(order[:-1]):
         image, entering = _rows_from_the_latents(transformer, args, kwargs, lists[name][0], latents)
         if image == list(range(n)) and entering == n:
-            parts.insert(0, Part(name, "single" if places[name] is None else "dual", places[name], "whole"))
+            parts.insert(0, Part(name, "single" if places[name] is None else "dual", places[name]))
+            first = 0
         elif image:
             raise refuse(f"{len(image)} of the {entering} tokens entering {name} are image, and the target has {n}")
+    patch = None
+    if latents.ndim > 3:
+        patch = _patch(transformer, args, kwargs, lists[parts[0].path][0], latents, first, n)
+    layout = partial(_layout, patch=patch)
+    found = layout(transformer, bind(transformer, args, kwargs) | {"hidden_states": latents})
+    if found is None or math.prod(found.grid) != n:
+        raise refuse(f"the grid of its {n} image tokens cannot be told from the call")
     return Family(layout, tuple(parts), UNKNOWN)
 
 
@@ -123,14 +145,14 @@ def _rows_behind_the_output(transformer, args, kwargs, blocks, place) -> tuple[l
             output = transformer.forward(*args, **kwargs)
         with torch.enable_grad():
             loss = sum((x.float() * _weights(x)).sum() for x in tree_leaves(output) if isinstance(x, torch.Tensor))
-        (gradient,) = torch.autograd.grad(loss, kept[-1])
+        (gradient,) = torch.autograd.grad(loss, kept[-1], allow_unused=True)
     finally:
         handle.remove()
-    return _rows(gradient), gradient.shape[1]
+    return _rows(gradient), kept[-1].shape[1]
 
 
-def _rows_from_the_latents(transformer, args, kwargs, block, latents) -> tuple[list[int], int]:
-    """Rows of what enters a block first (B, S, D) that depend on the latents, and S."""
+def _entering(transformer, args, kwargs, block, latents):
+    """Latents that take a gradient, and what enters a block first (B, S, D) when they are denoised."""
     leaf, kept = latents.detach().clone().requires_grad_(), []
 
     def stop(module, inputs, named):
@@ -148,14 +170,53 @@ def _rows_from_the_latents(transformer, args, kwargs, block, latents) -> tuple[l
         pass
     finally:
         handle.remove()
-    stream = kept[0]
+    return leaf, kept[0]
+
+
+def _rows_from_the_latents(transformer, args, kwargs, block, latents) -> tuple[list[int], int]:
+    """Rows of what enters a block first (B, S, D) that depend on the latents, and S."""
+    leaf, stream = _entering(transformer, args, kwargs, block, latents)
     if not stream.requires_grad:
         return [], stream.shape[1]
     with torch.enable_grad():  # two vector-Jacobian products make a directional derivative
         tangent = torch.zeros_like(stream, requires_grad=True)
-        (back,) = torch.autograd.grad(stream, leaf, tangent, create_graph=True)
+        (back,) = torch.autograd.grad(stream, leaf, tangent, create_graph=True, allow_unused=True)
+        if back is None:  # text, of which a gradient is asked for its own weights
+            return [], stream.shape[1]
         (forward,) = torch.autograd.grad((back * _weights(back)).sum(), tangent)
     return _rows(forward), stream.shape[1]
+
+
+def _patch(transformer, args, kwargs, block, latents, first, n) -> dict[int, int] | None:
+    """The patch of one token: its extent along each axis of the latents that the grid runs over (axis -> extent).
+
+    The token at `first` of what enters `block` depends on the first patch, and its neighbour along each axis on the
+    next; None where that is not so, or where it is not clear which axis holds the channels.
+    """
+    leaf, stream = _entering(transformer, args, kwargs, block, latents)
+
+    def box(at):  # the first row's latents behind a token: (start, stop) on every axis but the batch's
+        with torch.enable_grad():
+            token = stream[0, first + at].float()
+            (gradient,) = torch.autograd.grad((token * _weights(token)).sum(), leaf, retain_graph=True)
+        seen = gradient[0].nonzero()
+        return [(int(low), int(high) + 1) for low, high in zip(seen.amin(0), seen.amax(0), strict=True)]
+
+    sides, corner = latents.shape[1:], box(0)
+    extents = [stop - start for start, stop in corner]
+    whole = [axis for axis, side in enumerate(sides) if extents[axis] == side]
+    channels = [0] if latents.ndim == 4 else [axis for axis in whole if sides[axis] > 1] or whole[:1]
+    axes = [axis for axis in range(len(sides)) if axis not in channels]
+    grid = [sides[axis] // extents[axis] for axis in axes]
+    if len(channels) != 1 or math.prod(grid) != n:
+        return None
+    at = 1
+    for axis, tiles in zip(reversed(axes), reversed(grid), strict=True):  # one step along each axis, last one first
+        step = [(extents[axis], 2 * extents[axis]) if other == axis else corner[other] for other in range(len(sides))]
+        if tiles > 1 and box(at) != step:
+            return None
+        at *= tiles
+    return {axis + 1: extents[axis] for axis in axes}
 
 
 def _weights(x):
@@ -165,27 +226,26 @@ def _weights(x):
 
 def _rows(gradient) -> list[int]:
     """Tokens with a gradient (B, S, D), which are the same in every row of the batch; none where they differ."""
+    if gradient is None:
+        return []
     seen = gradient.abs().amax(2) > 0  # B S
     return seen[0].nonzero().flatten().tolist() if (seen == seen[0]).all() else []
 
 
-def _patch(latents, n) -> int | None:
-    """The patch size that cuts latents (B, C, H, W) into n tokens; None where latents are packed (B, N, C)."""
-    if latents.ndim == 3:
-        return None
-    size = math.isqrt(math.prod(latents.shape[2:]) // n) if n else 0
-    return size or None
-
-
 def _layout(transformer, call, patch) -> Layout | None:
-    """Grid from the latents' own sides, or from position ids of as many tokens with rows on axis 1 and columns on axis
-    2.
+    """Grid from the latents' own sides where a patch (axis -> extent) is known.
+
+    Packed latents (B, N, C) are of one image (F, H, W) that the call lists, of frames, height and width that it names,
+    or have position ids with rows on axis 1 and columns on axis 2.
     """
     latents = call["hidden_states"]
-    if patch:
-        grid = tuple(side // patch for side in latents.shape[-2:])
-        return Layout(grid, math.prod(grid))
+    if latents.ndim > 3:
+        return raster(latents.shape[axis] // extent for axis, extent in patch.items()) if patch else None
     n = latents.shape[1]
+    named = [call.get(name) for name in ("num_frames", "height", "width")]
+    for sizes in (named, *_triples(call)):
+        if all(isinstance(size, int) for size in sizes) and math.prod(sizes) == n:
+            return raster(sizes)
     for ids in call.values():
         if isinstance(ids, torch.Tensor) and ids.ndim in (2, 3) and ids.shape[-1] in (3, 4) and ids.shape[-2] == n:
             ids = (ids[0] if ids.ndim == 3 else ids).cpu()
@@ -193,3 +253,14 @@ def _layout(transformer, call, patch) -> Layout | None:
             if math.prod(grid) == n:
                 return Layout(grid, n)
     return None
+
+
+def _triples(value) -> list:
+    """Every (F, H, W) that a call's arguments hold, however deep in lists."""
+    if isinstance(value, dict):
+        return [triple for inner in value.values() for triple in _triples(inner)]
+    if not isinstance(value, (list, tuple)):
+        return []
+    if len(value) == 3 and all(isinstance(size, int) for size in value):
+        return [value]
+    return [triple for inner in value for triple in _triples(inner)]

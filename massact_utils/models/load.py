@@ -67,6 +67,10 @@ KNOWN = {
 # Known models whose float16 diffusers clips at 65,504, massive activations first, or that were trained in bfloat16.
 NEEDS_RANGE = ("toy", "flux.1", "flux.2", "qwen-image", "sana", "z-image")
 OFFLOAD = ("model", "sequential", "group")
+MODULAR = (
+    "is a modular pipeline, which `load` does not know; make it with diffusers.ModularPipeline.from_pretrained(...), "
+    "call its load_components(...), and give it to `attach`"
+)
 
 
 def load(name="toy", *, revision=None, device=None, dtype=None, offload=None):
@@ -115,6 +119,8 @@ def _resolve(name: str) -> Path | str:
     if name == "toy" and not folder.exists():
         raise FileNotFoundError(f"the embedded model is not there ({folder}); make it with: python data/toy/train.py")
     if folder.is_dir():
+        if not (folder / "model_index.json").is_file() and (folder / "modular_model_index.json").is_file():
+            raise FileNotFoundError(f"{name!r} {MODULAR}")
         if not (folder / "model_index.json").is_file():
             raise FileNotFoundError(f"{name!r} is a folder without model_index.json, so not a diffusers pipeline")
         if not any(folder.glob("*/*.safetensors")):
@@ -164,8 +170,12 @@ def _from_hub(name: str, options: dict):
         files = HfApi().model_info(name, revision=options["revision"], files_metadata=True, timeout=10).siblings
         weights = sum(f.size or 0 for f in files if f.rfilename.endswith(".safetensors") and "/" in f.rfilename)
         print(f"{name}: {weights / 1e9:.1f} GB of weights; what is not in the local cache is downloaded now")
+        names = {f.rfilename for f in files}
+        modular = "modular_model_index.json" in names and "model_index.json" not in names
     except Exception:  # the loading itself tells what is wrong
-        pass
+        modular = False
+    if modular:
+        raise RuntimeError(f"{name!r} {MODULAR}")
     try:
         return DiffusionPipeline.from_pretrained(name, **options)
     except OSError as error:

@@ -15,7 +15,18 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ..models.calls import Reader, pick
-from ..models.families import FAMILIES, INFERRED, cut, members, paste, target_tokens, transformers_of
+from ..models.families import (
+    INFERRED,
+    cut,
+    is_known,
+    members,
+    paste,
+    stream_of,
+    target_tokens,
+    text_tokens,
+    transformers_of,
+    with_stream,
+)
 from ..models.infer import infer
 
 
@@ -29,7 +40,7 @@ class Site:
     - branch: "cond", "uncond", or "extra" for a further pass of the same step (SD3's skip-layer guidance).
     - grid: (H, W) of the N = H * W tokens in raster order; (F, H, W) of a video; (1, N) of a text.
     - rows: the rows of the generation's batch to which the B token rows belong.
-    - generation: a number that differs in every generation.
+    - generation: a number that differs in every generation, and in every chunk of a video that is made in chunks.
     """
 
     layer: int
@@ -50,7 +61,8 @@ def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image"):
     `pipe` is a pipeline or a bare transformer. `layers` and `steps` are ints (negative from the end), slices or
     lists; None is all. `branch` is "cond", "uncond" or "both" (every pass); None is "cond" for a probe whose
     attribute `edits` is False, and "both" for any other. Whether guidance doubles the batch is read off the pipeline's
-    running call; a bare transformer's rows are one branch. `stream="text"` takes the text tokens of dual-stream blocks.
+    running call; a bare transformer's rows are one branch. `stream="text"` takes the text tokens of dual-stream blocks,
+    padding included.
     Gives the probe, or a tuple of them; no hook is left afterwards. Raises ValueError or TypeError, before anything
     is generated, for what does not exist; for a step that does not exist at the transformer's first call; RuntimeError
     for a probe that writes into its tokens and does not return them; FloatingPointError for tokens that are not finite.
@@ -84,7 +96,7 @@ def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image"):
     try:
         for transformer, bound in transformers_of(pipe):
             _refuse(transformer)
-            if type(transformer).__name__ in FAMILIES:
+            if is_known(transformer):
                 install(transformer)
             else:
                 learning[transformer] = transformer.register_forward_pre_hook(learn, with_kwargs=True)
@@ -129,7 +141,7 @@ def _check_finite(reader, transformer, args, kwargs, output):
     bad, handles = [], []
 
     def look(block, part, module, inputs, output):
-        stream = output if part.output is None else output[part.output]
+        stream = stream_of(part, output)
         if not torch.isfinite(stream).all():
             bad.append((f"layer {block.index} ({block.name})", stream.dtype))
 
@@ -158,14 +170,13 @@ def _on_block(reader, probes, block, part, stream, module, inputs, output):
     layout, branches = reader.layout, reader.branches
     if layout is None:
         return None
-    place = part.output if stream == "image" else 1 - part.output
-    tokens = whole = output if place is None else output[place]
+    tokens = whole = stream_of(part, output, stream)
     if stream == "image":
         start, n = target_tokens(part, layout, block, whole)
     elif whole is None:  # SD3's last block drops its text
         return None
     else:
-        start, n = part.registers, whole.shape[1] - part.registers
+        start, n = text_tokens(part, layout, whole)
     edited = None
     for branch, rows in branches:
         watching = [p for p, wanted in probes if wanted in (branch, "both")]
@@ -193,6 +204,4 @@ def _on_block(reader, probes, block, part, stream, module, inputs, output):
                 tokens, written = answer.to(whole.dtype), True
         if written:
             edited = paste(whole if edited is None else edited, rows, start, tokens)
-    if edited is None or place is None:
-        return edited
-    return type(output)(edited if i == place else kept for i, kept in enumerate(output))
+    return None if edited is None else with_stream(part, output, edited, stream)
