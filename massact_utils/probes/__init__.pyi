@@ -1,4 +1,4 @@
-from . import attach, channels, disrupt, record, transport
+from . import attach, channels, disrupt, record, transport, words
 
 __all__ = [
     "attach",
@@ -6,4 +6,5 @@ __all__ = [
     "disrupt",
     "record",
     "transport",
+    "words",
 ]
