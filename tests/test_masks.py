@@ -286,7 +286,7 @@ def test_the_oracle_is_the_better_side_of_the_split():
 def test_what_is_told_of_the_tokens_is_clustered_like_channels():
     record, subject = planted()
     tokens = record[0, 0][1]
-    told = {"as it is": {0: tokens}, "sum": {(0, 0): tokens.sum(-1)}}
+    told = {"as it is": {0: tokens}, "sum": {(0, 0): tokens.sum(-1)}, "nothing": {}}
     arms, ways = {"top": {}, "top, border": dict(method="border")}, {"": {}, ", border": dict(method="border")}
     table = measures.masks.compared(record, subject, arms, told, ways)
     assert table.arm.values.tolist() == [*arms, "as it is", "as it is, border", "sum", "sum, border"]

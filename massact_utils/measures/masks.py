@@ -85,10 +85,11 @@ def compared(record, subject, arms: dict, told: dict, ways: dict) -> xr.DataArra
     """`overlaps` of a record's arms, and beside them of what else is told of the tokens: {name: tokens of `as_record`}.
 
     `ways` are ends of a name and token_masks' arguments, as in {"": {}, ", border": dict(method="border")}: everything
-    told is cut in every way. What is told of fewer layers or steps than were recorded stands at the nearest ones too.
+    told is cut in every way. What is told of fewer layers or steps than were recorded stands at the nearest ones too,
+    and a name of which nothing is told is left out.
     """
     parts = [overlaps(record, subject, arms)]
-    for name, tokens in told.items():
+    for name, tokens in ((name, tokens) for name, tokens in told.items() if tokens):
         own = overlaps(as_record(tokens, record.grid), subject, {f"{name}{end}": how for end, how in ways.items()})
         parts.append(own.reindex(layer=record.layers, step=record.steps, method="nearest"))
     return xr.concat(parts, "arm")

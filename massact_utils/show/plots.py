@@ -20,6 +20,8 @@ COLOURS = {
     "energy-matched": "#009E73",
     "bottom": "#CC79A7",
     "median": "#777777",
+    "caption": "#000000",
+    "own guess": "#56B4E9",
 }
 COLOURS["all"] = COLOURS["median"]
 
