@@ -281,3 +281,65 @@ def test_the_oracle_is_the_better_side_of_the_split():
     split = token_masks(record, layer=0, **way["standard"])[0]
     best = np.maximum(iou(split, subject), iou(~split, subject))
     np.testing.assert_allclose(table.sel(rule="oracle").squeeze(), best, rtol=1e-6)
+
+
+def test_what_is_told_of_the_tokens_is_clustered_like_channels():
+    record, subject = planted()
+    tokens = record[0, 0][1]
+    told = {"as it is": {0: tokens}, "sum": {(0, 0): tokens.sum(-1)}, "nothing": {}}
+    arms, ways = {"top": {}, "top, border": dict(method="border")}, {"": {}, ", border": dict(method="border")}
+    table = measures.masks.compared(record, subject, arms, told, ways)
+    assert table.arm.values.tolist() == [*arms, "as it is", "as it is, border", "sum", "sum, border"]
+    np.testing.assert_array_equal(table.sel(arm="as it is"), table.sel(arm="top"))
+    np.testing.assert_array_equal(table.sel(arm="as it is, border"), table.sel(arm="top, border"))
+    assert (table.sel(arm="sum", rule="heat") == 1).all()
+
+
+def test_what_is_told_once_stands_at_every_site(recorded):
+    record, _ = recorded
+    subject = np.random.default_rng(0).random((4, *record.grid)) > 0.7
+    late = {record.steps[-1]: np.random.default_rng(1).normal(size=(4, subject[0].size, 2)).astype(np.float32)}
+    table = measures.masks.compared(record, subject, {"top": {}}, {"late": late}, {"": {}})
+    assert table.sizes["layer"] == len(record.layers) and table.sizes["step"] == len(record.steps)
+    late = table.sel(arm="late")
+    assert (late == late.isel(layer=0, step=0)).all() and not (table.sel(arm="top") == late).all()
+
+
+def test_the_typical_mask_overlaps_the_others_most():
+    rng = np.random.default_rng(0)
+    masks = rng.random((9, 4, 5)) < np.linspace(0, 1, 20).reshape(4, 5)
+    best = measures.masks.typical(masks)
+    mean = masks.mean(0)
+    cuts = [mean >= level for level in np.linspace(0.05, 1, 20)]
+    assert np.mean([iou(best, mask) for mask in masks]) == pytest.approx(
+        max(np.mean([iou(cut, mask) for mask in masks]) for cut in cuts)
+    )
+    assert not measures.masks.typical(np.zeros((3, 2, 2), bool)).any()
+
+
+def test_colours_are_the_tokens_own():
+    images = np.zeros((2, 8, 12, 3), np.uint8)
+    images[1, :4, 4:8] = 255, 0, 51
+    found = measures.masks.colours(images, (2, 3))
+    assert found.shape == (2, 6, 3) and not found[0].any()
+    np.testing.assert_allclose(found[1, 1], [1, 0, 0.2], atol=1e-6)
+    assert not found[1, [0, 2, 3, 4, 5]].any()
+
+
+def test_things_get_clusters_of_their_own():
+    parts = np.zeros((1, 4, 4), int)
+    parts[0, 0], parts[0, 1, :2] = 1, 2
+    things = np.stack([parts[0] == 1, parts[0] == 2, np.zeros((4, 4), bool), parts[0] == 0])[None]
+    found = measures.masks.separated(parts, things)
+    np.testing.assert_array_equal(found, [[1, 1, np.nan, 1]])
+    merged = measures.masks.separated(np.minimum(parts, 1), things)  # the first two in one cluster
+    np.testing.assert_allclose(merged, [[4 / 6, 0, np.nan, 1]])
+
+
+def test_parted_tokens_are_the_planted_clusters():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (2, 6, 9))
+    tokens = np.eye(3)[labels].reshape(2, 54, 3) * [1, 10, 100] + rng.normal(0, 0.01, (2, 54, 3))
+    found = measures.masks.parted(tokens, 3, GRID)
+    things = np.stack([labels == i for i in range(3)], 1)
+    assert (measures.masks.separated(found, things) == 1).all()

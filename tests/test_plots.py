@@ -29,6 +29,22 @@ def test_a_contact_sheet_has_every_picture_in_its_place_and_white_elsewhere(ax):
     assert seen == [[[255, 0, 0], white], [white, [0, 0, 255]]]
 
 
+def test_a_mask_among_pictures_is_enlarged(ax):
+    red, mask = np.full((8, 12, 3), (255, 0, 0), np.uint8), np.array([[True, False]])
+    plots.contact_sheet({("a", "image"): red, ("a", "mask"): mask}, ax=ax)
+    sheet, (_, x), (y,) = ax.images[0].get_array(), ax.get_xticks(), ax.get_yticks()
+    assert sheet[int(y), int(x) - 3].tolist() == [255] * 3 and sheet[int(y), int(x) + 3].tolist() == [0] * 3
+
+
+def test_means_have_an_interval_over_images_and_none_over_draws(ax):
+    values = xr.DataArray([[[1.0, 3.0], [2.0, 6.0]], [[3.0, 5.0], [4.0, 8.0]]], dims=("draw", "image", "step"))
+    assert plots.means([1.0, 0.5], values, ax=ax, label="outside") is ax
+    (line,) = [line for line in ax.lines if line.get_linestyle() == "-"]
+    assert line.get_ydata().tolist() == [2.5, 5.5] and line.get_color() == plots.COLOURS["outside"]
+    low, high = ax.collections[0].get_segments()[0][:, 1]
+    assert (low + high) / 2 == pytest.approx(2.5) and high - low == pytest.approx(2 * 12.706 * 0.5, rel=1e-3)
+
+
 def test_a_response_has_the_mean_of_every_set_in_its_colour(ax):
     table = pd.DataFrame(
         {"k": [1, 1, 8, 8] * 2, "lost": [0, 2, 4, 8, 1, 1, 2, 2.0], "which": ["top"] * 4 + ["bottom"] * 4}

@@ -180,7 +180,7 @@ HEADLINES = {  # what the sentences under Results rest on
     "02.top-hurts-more-than-random": "holds",
     "02.top-hurts-more-than-bottom": "holds",
     "02.top-hurts-more-than-energy-matched": "contradicted",
-    "03.top-above-random": "holds",
+    "03.top-above-outside": "holds",
     "03.polarity-loses-the-subject": "holds",
     "04.transport-above-outside": "holds",
     "04.transport-above-bottom": "holds",

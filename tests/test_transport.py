@@ -221,6 +221,22 @@ def test_a_source_of_one_image_is_recorded(recipe):
     torch.testing.assert_close(ours[1].float(), theirs[1].float(), atol=2e-3, rtol=2e-3)
 
 
+def test_a_source_runs_the_steps_that_are_looked_at_alone(recipe):
+    image, call = picture(*size(recipe)), recipe.call([0, 1])
+    names = [name for name in call if name.startswith("negative") or name in ("guidance_scale", "true_cfg_scale")]
+    call = {name: value for name, value in call.items() if name not in names and name != "output_type"}
+    every = mu.noised_source(recipe.pipe, image, mu.Record(k=3), seed=[3, 4], **call)
+    runs, block = [], recipe.pipe.transformer.get_submodule(mu.blocks(recipe.pipe)[0].name)
+    handle = block.register_forward_hook(lambda *_: runs.append(1))
+    last = mu.noised_source(recipe.pipe, image, mu.Record(k=3), seed=[3, 4], steps=[-1], **call)
+    handle.remove()
+    assert len(runs) == 2 and last.steps == every.steps[-1:]  # the first step, and the one that was asked for
+    for layer in last.layers:
+        for a, b in zip(last[last.steps[0], layer], every[last.steps[0], layer], strict=True):
+            assert torch.equal(a, b)
+    assert "forward" not in vars(recipe.pipe.transformer)
+
+
 def test_strength_0_changes_nothing_and_a_trajectory_into_itself_hardly_anything(recipe):
     plain, record, other = tiny.run(recipe), record_of(recipe), record_of(recipe, prompts=(7, 8), seeds=(1, 2))
     for strength in (0, [0, 0]):

@@ -1,4 +1,4 @@
-from . import evidence, linear, masks, metrics, readout, references, stability, transfer
+from . import evidence, linear, masks, metrics, readout, references, sites, stability, transfer
 
 __all__ = [
     "evidence",
@@ -7,6 +7,7 @@ __all__ = [
     "metrics",
     "readout",
     "references",
+    "sites",
     "stability",
     "transfer",
 ]

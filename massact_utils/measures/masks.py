@@ -3,8 +3,10 @@
 import numpy as np
 import torch
 import xarray as xr
+from scipy.optimize import linear_sum_assignment
 from skimage.transform import resize_local_mean
 
+from ..probes.record import Record
 from . import clusters
 
 METHODS = ("kmeans", "pca", "border")
@@ -79,6 +81,41 @@ def overlaps(record, subject, arms: dict) -> xr.DataArray:
     return xr.DataArray(value.transpose(3, 4, 0, 1, 2), dims, ("image", *dims), name="iou")
 
 
+def compared(record, subject, arms: dict, told: dict, ways: dict) -> xr.DataArray:
+    """`overlaps` of a record's arms, and beside them of what else is told of the tokens: {name: tokens of `as_record`}.
+
+    `ways` are ends of a name and token_masks' arguments, as in {"": {}, ", border": dict(method="border")}: everything
+    told is cut in every way. What is told of fewer layers or steps than were recorded stands at the nearest ones too,
+    and a name of which nothing is told is left out.
+    """
+    parts = [overlaps(record, subject, arms)]
+    for name, tokens in ((name, tokens) for name, tokens in told.items() if tokens):
+        own = overlaps(as_record(tokens, record.grid), subject, {f"{name}{end}": how for end, how in ways.items()})
+        parts.append(own.reindex(layer=record.layers, step=record.steps, method="nearest"))
+    return xr.concat(parts, "arm")
+
+
+def as_record(tokens: dict, grid: tuple[int, int]) -> Record:
+    """Anything seen at the tokens as a Record, to be clustered like channels: {(step, layer): (image, N, K)}.
+
+    A key may be a step alone, then of layer 0, and values (image, N), then of one channel.
+    """
+    tokens = {key if isinstance(key, tuple) else (key, 0): torch.as_tensor(x) for key, x in tokens.items()}
+    tokens = {site: values[..., None] if values.ndim == 2 else values for site, values in tokens.items()}
+    record = Record(k=next(iter(tokens.values())).shape[2])
+    record.sites = {site: {0: (torch.arange(record.k)[None], values)} for site, values in tokens.items()}
+    record.timesteps, record.names = ({site[i]: name for site in tokens} for i, name in ((0, 0.0), (1, "tokens")))
+    record.grid = tuple(grid)
+    return record
+
+
+def colours(images, grid: tuple[int, int]) -> np.ndarray:
+    """Mean colour of each token's part of the image: (image, h, w, 3) uint8 -> (image, N, 3) from 0 to 1."""
+    images = np.asarray(images)
+    flat = np.moveaxis(images, 3, 1).reshape(-1, *images.shape[1:3]) / 255
+    return coverage(flat, grid).reshape(len(images), 3, -1).swapaxes(1, 2)
+
+
 def iou(mask, reference):
     """Intersection over union of masks and references (..., H, W): float, or an array (...); nan where both are empty.
 
@@ -104,6 +141,53 @@ def coverage(masks, grid: tuple[int, int]) -> np.ndarray:
     [[[0.75, 0.0]]]
     """
     return resize_local_mean(np.asarray(masks, np.float32), grid, channel_axis=0)
+
+
+def typical(masks) -> np.ndarray:
+    """The best guess at one more mask from many (n, H, W) of its kind: the level of their mean, cut where the result
+    overlaps the many most on average: (H, W) bool.
+
+    >>> typical([[[1, 1, 0]], [[1, 0, 0]], [[1, 1, 0]]]).tolist()
+    [[True, True, False]]
+    """
+    masks = np.asarray(masks, bool)
+    mean = masks.mean(0)
+    cuts = [mean >= level for level in np.unique(mean[mean > 0])] or [mean > 0]
+    return max(cuts, key=lambda cut: np.nan_to_num(iou(np.broadcast_to(cut, masks.shape), masks), nan=1.0).mean())
+
+
+def parted(tokens, n: int, grid: tuple[int, int], *, seed: int = 0) -> np.ndarray:
+    """K-means with n clusters of each image's tokens (image, N, K), channels brought to their range: (image, H, W) int.
+
+    `token_masks` is for two clusters, and for many sites; here scikit-learn's best of four starts is taken.
+    """
+    from sklearn.cluster import KMeans
+
+    tokens = np.asarray(tokens, np.float32)
+    low, high = tokens.min(1, keepdims=True), tokens.max(1, keepdims=True)
+    means = KMeans(n, n_init=4, random_state=seed)
+    labels = [means.fit_predict(x) for x in (tokens - low) / np.where(high > low, high - low, 1)]
+    return np.stack(labels).reshape(-1, *grid)
+
+
+def separated(labels, things) -> np.ndarray:
+    """IoU of things with clusters of their own: labels (image, H, W) int, things (image, T, H, W) -> (image, T).
+
+    Each thing that is in an image gets one cluster, no two the same, so that the sum of overlaps is largest. One that
+    is left without has 0, and one that is not there nan.
+
+    >>> separated([[[0, 0, 1, 2]]], [[[[True, True, False, False]], [[False, False, True, True]]]]).tolist()
+    [[1.0, 0.5]]
+    """
+    things = np.asarray(things, bool)
+    found = np.where(things.any((2, 3)), 0.0, np.nan)
+    for i, image in enumerate(np.asarray(labels)):
+        there = np.flatnonzero(things[i].any((1, 2)))
+        parts = [image == label for label in np.unique(image)]
+        table = np.array([[iou(part, thing) for part in parts] for thing in things[i, there]]).reshape(-1, len(parts))
+        rows, columns = linear_sum_assignment(-table)
+        found[i, there[rows]] = table[rows, columns]
+    return found
 
 
 def trivial_masks(grid: tuple[int, int]) -> dict[str, np.ndarray]:

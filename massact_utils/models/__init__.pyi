@@ -1,4 +1,4 @@
-from . import calls, families, infer, latents, load
+from . import calls, families, guess, infer, latents, load
 from .load import KNOWN, defaults
 
 __all__ = [
@@ -6,6 +6,7 @@ __all__ = [
     "calls",
     "defaults",
     "families",
+    "guess",
     "infer",
     "latents",
     "load",

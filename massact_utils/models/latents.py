@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .calls import Reader
+from .calls import Reader, pick
 from .families import transformers_of
 
 
+@torch.no_grad()
 def encode(pipe, images, height: int, width: int) -> torch.Tensor:
     """Latents of images (PIL, or arrays H W 3 uint8) as the pipeline's transformer knows them: (B, C, h, w).
 
@@ -46,8 +47,11 @@ def _patches(x: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def noised(pipe, images):
+def noised(pipe, images, steps=None):
     """Inside, every call of the pipeline's transformer sees the images noised to that step, not the pipeline's latents.
+
+    What it sees at a step owes nothing to the steps before, so with `steps` (as in `attach`) the transformer runs at
+    those alone, and before them once; elsewhere it gives again what it gave last, which nothing looks at.
 
     The noise is what the generation itself draws from its seeds, the same at all steps; the scheduler noises. `images`
     are one for all rows of the batch, or one for each. Raises ValueError, at the transformer's first call, for another
@@ -55,7 +59,7 @@ def noised(pipe, images):
     for a scheduler that cannot noise.
     """
     images = list(images) if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4 else [images]
-    scheduler, reader, kept = pipe.scheduler, Reader(pipe, None), {}
+    scheduler, reader, kept, last = pipe.scheduler, Reader(pipe, None), {}, {}
     noise_to = getattr(scheduler, "scale_noise", None)  # flow matching
     if noise_to is None and not hasattr(scheduler, "add_noise"):
         raise TypeError(f"{type(scheduler).__name__} cannot noise an image; give the pipeline another scheduler")
@@ -96,15 +100,30 @@ def noised(pipe, images):
         call.arguments[name] = list(mixed) if isinstance(given, list) else mixed
         return call.args[1:], call.kwargs
 
-    handles = []
+    def run(forward, *args, **kwargs):
+        if reader.layout is None:
+            return forward(*args, **kwargs)
+        key = reader.generation, len(reader.branches)
+        if key not in last or reader.step in pick("step", steps, reader.clock.count()):
+            last.clear()
+            last[key] = forward(*args, **kwargs)
+        return last[key]
+
+    handles, forwards = [], {}
     try:
         for transformer, bound in transformers_of(pipe):
             hook = partial(replace, bound)
             handles.append(transformer.register_forward_pre_hook(hook, with_kwargs=True))
+            forwards[transformer] = vars(transformer).get("forward")  # an offloaded one has a forward of its own
+            transformer.forward = partial(run, transformer.forward)
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for transformer, own in forwards.items():
+            del transformer.forward
+            if own is not None:
+                transformer.forward = own
 
 
 class Trajectory:

@@ -1,4 +1,4 @@
-from . import attach, channels, disrupt, doses, levels, record, transport
+from . import attach, channels, disrupt, doses, levels, record, transport, words
 
 __all__ = [
     "attach",
@@ -8,4 +8,5 @@ __all__ = [
     "levels",
     "record",
     "transport",
+    "words",
 ]

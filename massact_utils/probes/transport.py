@@ -217,6 +217,6 @@ def noised_source(pipe, image, *probes, prompt="", seed=0, layers=None, steps=No
     given = {name: value for name, value in given.items() if name in accepted} | call
     if "prompt_embeds" not in call:
         given["prompt"] = prompts
-    with noised(pipe, images), attach(pipe, *probes, layers=layers, steps=steps) as attached:
+    with noised(pipe, images, steps), attach(pipe, *probes, layers=layers, steps=steps) as attached:
         quietly(pipe, seeds, output_type="latent", **given)
     return attached

@@ -19,7 +19,7 @@ FOUND = ["value", "low", "high", "n"]
 FIELDS = ["id", "owner", "sentence", "measure", *FOUND, "threshold", "side", "verdict", "note", "model", "notebook"]
 HEADLINES = (  # the README's rows: the paper's three claims, then others that bear on them; a dozen at most
     "02.top-hurts-more-than-bottom",
-    "03.top-above-random",
+    "03.top-above-outside",
     "04.subject-follows",
     "04.background-stays",
     "01.grows-toward-the-image",

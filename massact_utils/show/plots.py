@@ -11,6 +11,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from PIL import Image
 
+from ..measures.evidence import paired_interval
+
 COLOURS = {
     "top": "#D55E00",
     "random": "#0072B2",
@@ -18,6 +20,8 @@ COLOURS = {
     "energy-matched": "#000000",
     "bottom": "#CC79A7",
     "median": "#777777",
+    "caption": "#000000",
+    "own guess": "#56B4E9",
 }
 COLOURS["all"] = COLOURS["median"]
 
@@ -55,14 +59,20 @@ def picture(png: bytes) -> np.ndarray:
 
 
 def contact_sheet(pictures, *, ax):
-    """A grid of images of one size, blank where there is none: pictures, {(name of the row, of the column): image}."""
+    """A grid of images of one size, blank where there is none: pictures, {(name of the row, of the column): image}.
+
+    A mask (H, W) bool is enlarged to the size of the first, which is an image.
+    """
     rows, columns = (list(dict.fromkeys(key[i] for key in pictures)) for i in (0, 1))
     h, w, _ = np.shape(next(iter(pictures.values())))
     gap = max(2, h // 40)
     sheet = np.full((len(rows) * (h + gap), len(columns) * (w + gap), 3), 255, np.uint8)
     for (row, column), picture in pictures.items():
         y, x = rows.index(row) * (h + gap), columns.index(column) * (w + gap)
-        sheet[y : y + h, x : x + w] = np.asarray(picture)
+        picture = np.asarray(picture)
+        if picture.ndim == 2:
+            picture = np.asarray(Image.fromarray(picture).resize((w, h), Image.Resampling.NEAREST).convert("RGB"))
+        sheet[y : y + h, x : x + w] = picture
     ax.imshow(sheet)
     ax.set_xticks([i * (w + gap) + w / 2 for i in range(len(columns))], columns)
     ax.set_yticks([i * (h + gap) + h / 2 for i in range(len(rows))], rows)
@@ -245,6 +255,17 @@ def birth(losses, excess, kept, chance: float, *, axes):
         _decades(ax.xaxis, 1, 1e6)
     _decades(axes[0].yaxis, *axes[0].get_ylim())
     return axes
+
+
+def means(x, line, *, ax, label: str):
+    """Means over images with their 95 % intervals: line (a dim along x, image), and draw, over which it is averaged."""
+    line = line.mean("draw") if "draw" in line.dims else line
+    (along, sample) = sorted(line.dims, key=lambda dim: dim in ("image", "caption"))
+    ends = np.array([paired_interval(part) for part in line.transpose(along, sample).values])  # x mean|low|high
+    error = np.abs(ends[:, 1:] - ends[:, :1]).T
+    look = dict(marker="o", ms=4, lw=1.5, elinewidth=0.8)
+    ax.errorbar(x, ends[:, 0], error, color=COLOURS.get(label), label=label, **look)
+    return ax
 
 
 def step_map(values, *, ax, label: str):

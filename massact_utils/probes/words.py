@@ -1,0 +1,73 @@
+"""Words: where a model's attention has a prompt's words, read off the output of its dual-stream blocks.
+
+with words_seen(pipe, places) as heat:       # places: for each row, the text tokens of the words for, and against
+    mu.generate(pipe, prompts)
+heat[3, 1]   # step 3, block 1: (B, N)
+"""
+
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+
+from ..models.calls import Reader
+from ..models.families import CHATS, cut, members, target_tokens, transformers_of
+
+
+@contextmanager
+def words_seen(pipe, places, steps=None):
+    """Inside, {(step, layer): heat (B, N) float32}: how much more a token's attention points to some words than others.
+
+    Heat is the image token's attention output times the mean output of one group of text tokens, less that of the
+    other, in the conditional branch: ConceptAttention (arXiv 2502.04320) with words of the prompt in the place of added
+    concepts. `places` has two lists of text positions for each row, as from `where`. Raises TypeError for a model whose
+    blocks do not give image and text apart before they are projected.
+    """
+    transformer = transformers_of(pipe)[0][0]
+    dual = [(block, module, part) for block, module, part in members(transformer) if part.kind == "dual"]
+    if not dual or not all(hasattr(getattr(module, "attn", None), "to_add_out") for _, module, _ in dual):
+        raise TypeError(f"{type(transformer).__name__} has no dual blocks whose attention gives image and text apart")
+    reader, kept, found, handles = Reader(pipe, steps), {}, {}, []
+
+    def seen(block, part, stream, module, inputs):
+        if reader.layout is None:
+            return
+        pair = kept.setdefault(block.index, {})
+        pair[stream] = inputs[0]
+        if len(pair) < 2:  # which of the two comes first, families differ in
+            return
+        kept.pop(block.index)
+        for rows in (rows for branch, rows in reader.branches if branch == "cond"):
+            start, n = target_tokens(part, reader.layout, block, pair["image"])
+            x, words = cut(pair["image"], rows, start, n).float(), pair["text"][rows].float()
+            axes = [row[mine].mean(0) - row[others].mean(0) for row, (mine, others) in zip(words, places, strict=True)]
+            found[reader.step, block.index] = torch.einsum("bnd,bd->bn", x, torch.stack(axes)).cpu()
+
+    try:
+        handles.append(transformer.register_forward_pre_hook(partial(reader.enter, None), with_kwargs=True))
+        for block, module, part in dual:
+            for stream, layer in (("text", module.attn.to_add_out), ("image", module.attn.to_out[0])):
+                handles.append(layer.register_forward_pre_hook(partial(seen, block, part, stream)))
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def where(pipe, prompt: str, words: str) -> list[int]:
+    """Positions among the pipeline's text tokens of some words of a prompt, at their first place there.
+
+    Raises ValueError for words that are not in the prompt, TypeError for a tokenizer that does not tell places.
+    """
+    tokenizer, thinking = pipe.tokenizer, CHATS.get(type(pipe.transformer).__name__)
+    text = prompt
+    if thinking is not None:
+        options = dict(tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+        text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **options)
+    if not getattr(tokenizer, "is_fast", False):
+        raise TypeError(f"{type(tokenizer).__name__} does not tell where in a text its tokens stand")
+    if words not in prompt:
+        raise ValueError(f"{words!r} is not in the prompt {prompt!r}")
+    first = text.index(prompt) + prompt.index(words)
+    spans = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    return [i for i, (start, end) in enumerate(spans) if start < first + len(words) and end > first]

@@ -1,0 +1,68 @@
+"""Layers and steps found on some images and reported on others."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from massact_utils.measures import sites
+
+DIMS = ("image", "rule", "arm", "layer", "step")
+
+
+def table(draws=2):
+    """Six images, of which the last is left out: on the choosing half the arms do best at sites of their own."""
+    arms = ["top", "top, border", *(f"outside {i}" for i in range(draws)), *(f"outside, border {i}" for i in range(2))]
+    value = np.full((6, 2, len(arms), 3, 2), 0.1)
+    made = xr.DataArray(value, dict(rule=["heat", "oracle"], arm=arms, layer=[0, 4, 9], step=[0, 7]), DIMS)
+    made = made.assign_coords(half=("image", ["choose", "report"] * 2 + ["report", "neither"]), image=range(6))
+    made[::2].loc[dict(arm="top", layer=4, step=7, rule="heat")] = 0.8
+    made[::2].loc[dict(arm="top", layer=4, step=0, rule="heat")] = 0.5
+    made[::2].loc[dict(arm="top", layer=9, rule="oracle")] = 0.9
+    made[1::2].loc[dict(arm="top", layer=0)] = 1.0  # what the reporting half would choose
+    made[::2].loc[dict(arm="outside 0", layer=0, step=7)] = 0.9
+    made[::2].loc[dict(arm="outside 1", layer=0, step=7)] = 0.3
+    made[::2].loc[dict(arm="outside 1", layer=9, step=7)] = 0.8
+    return made
+
+
+def test_a_site_is_found_on_the_choosing_half_alone():
+    made = table()
+    made[5] = 5.0  # left out
+    assert sites.best(made, "top", ["heat"]) == dict(arm="top", rule="heat", layer=4, step=7)
+    assert sites.best(made, "top", ["heat"], [0]) == dict(arm="top", rule="heat", layer=4, step=0)
+    assert sites.best(made, ["top, border", "top"], ["heat", "oracle"])["rule"] == "oracle"
+    found = sites.reported(made, sites.best(made, "top", ["heat"]))
+    assert found.dims == ("image",) and found.image.values.tolist() == [1, 3, 4]
+
+
+def test_the_draws_of_a_control_share_a_site():
+    made = table()
+    site = sites.best(made, "outside", ["heat"])
+    assert site == dict(arm="outside", rule="heat", layer=0, step=7)  # 0.6 on average, against 0.45
+    found = sites.reported(made, site)
+    assert sorted(found.dims) == ["draw", "image"] and found.sizes["draw"] == 2
+    assert sites.reported(made, site, "top").dims == ("image",)
+    assert sites.scored(made, "outside, border", "choose").sizes["draw"] == 2
+    assert sites.names(made) == ["top", "top, border", "outside", "outside, border"]
+
+
+def test_every_step_has_a_site_of_its_own():
+    made = table()
+    line = sites.over_steps(made, "top", ["heat"])
+    assert line.dims[0] == "step" and line.step.values.tolist() == [0, 7] and line.sizes["image"] == 3
+    made[1::2].loc[dict(arm="top", layer=4, step=0, rule="heat")] = 0.7
+    np.testing.assert_allclose(sites.over_steps(made, "top", ["heat"]).sel(step=0, image=[1, 3]), 0.7)
+    assert "draw" not in sites.over_steps(made, "outside", ["heat"]).dims
+
+
+def test_images_without_a_value_do_not_choose():
+    made = table()
+    made[0].loc[dict(arm="top", layer=4)] = np.nan
+    assert sites.best(made, "top", ["heat"])["layer"] == 4
+    made.loc[dict(arm="top, border")] = np.nan
+    assert sites.best(made, ["top, border", "top"], ["heat"])["arm"] == "top"
+
+
+def test_an_unknown_arm_is_named():
+    with pytest.raises(KeyError, match=r"no arm 'bottom'; there are top, top, border, outside"):
+        sites.best(table(), "bottom", ["heat"])
