@@ -18,18 +18,18 @@ STATED = {"owner": "ours", "sentence": "", "measure": "", "threshold": None, "si
 FOUND = ["value", "low", "high", "n"]
 FIELDS = ["id", "owner", "sentence", "measure", *FOUND, "threshold", "side", "verdict", "note", "model", "notebook"]
 HEADLINES = (  # the README's rows: the paper's three claims, then others that bear on them; a dozen at most
-    "02.top-hurts-more-than-bottom",
+    "02.top-above-outside",
+    "02.top-above-bottom",
     "03.top-above-outside",
     "04.subject-follows",
-    "04.background-stays",
+    "04.rest-stays",
+    "02.pattern-is-the-subjects",
+    "02.one-layer-keeps",
+    "03.top-above-outside-anywhere",
+    "03.top-above-caption",
+    "04.level-is-around",
+    "04.above-outside",
     "01.grows-toward-the-image",
-    "02.one-layer-keeps-semantics",
-    "01.top-k-holds-the-energy",
-    "02.top-hurts-more-than-energy-matched",
-    "02.top-hurts-more-than-random-when-set-to-mean",
-    "03.polarity-loses-the-subject",
-    "04.transport-above-outside",
-    "04.transport-above-pixels",
 )
 INTRODUCTION = """\
 A claim is a sentence with an owner, a measure and a threshold that stands before the computation. What is found is a
