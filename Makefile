@@ -77,7 +77,7 @@ notebooks: $(STAMP)
 	  MASSACT_RUNS="$(CURDIR)/runs/notebooks" $(BIN)/python -m nbconvert --to notebook --execute --coalesce-streams --inplace "$$nb"; \
 	  $(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "$(VOLATILE)" "$$nb"; done
 	$(BIN)/python -c 'from massact_utils.results import claims; claims.publish("runs/notebooks")'  # the README's table
-	$(BIN)/python docs/three_claims.py runs/notebooks docs/three_claims.png
+	$(BIN)/python docs/page_one.py runs/notebooks docs/page_one.png
 
 bench: $(STAMP)
 	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[bench]' | $(QUIETER)

@@ -1,0 +1,64 @@
+"""The README's figure: what massive channels carry, from the results of notebooks 02 and 04.
+
+python docs/page_one.py runs/notebooks docs/page_one.png
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+from massact_utils.results import storage
+from massact_utils.show import plots
+
+SHOWN = 4  # the first prompts, and the first pairs
+
+
+def latest(runs, name) -> Path:
+    """The folder of a notebook's newest results, like runs/02_disruption/DIGEST."""
+    return max(Path(runs).glob(f"{name}/**/claims.json"), key=lambda path: path.stat().st_mtime).parent
+
+
+def disrupted(folder) -> dict:
+    """Images of the first prompts by edit of the top channels."""
+    k = json.loads((folder / "parameters.json").read_text())["k"]
+    arms = {"untouched": "untouched,k=0,mode=zero", f"top {k} channels\nzeroed": f"top,k={k},mode=zero"}
+    arms |= {
+        "their level\nreplaced": f"top,k={k},mode=no level",
+        "their pattern\nremoved": f"top,k={k},mode=no pattern",
+    }
+    files = {
+        (name, i): folder / f"explorer/prompt={i},which={arm}.webp" for name, arm in arms.items() for i in range(SHOWN)
+    }
+    return {at: np.asarray(Image.open(file).convert("RGB")) for at, file in files.items()}
+
+
+def transported(folder) -> dict:
+    """Images of the first pairs: source, target, and the target with one part of the source's channels."""
+    k = json.loads((folder / "parameters.json").read_text())["k"]
+    table = storage.read(folder / "reported.parquet").set_index(["name", "pair"]).png
+    rows = {"source": "source", "target": "target"}
+    rows |= {f"target with the level of\nthe source's top {k}": "no mask, level"}
+    rows |= {f"target with the pattern of\nthe source's top {k}": "no mask, pattern"}
+    return {(name, i): plots.picture(table[row, i]) for name, row in rows.items() for i in range(SHOWN)}
+
+
+def draw(runs):
+    """The figure, from a folder of the notebooks' results."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.7), layout="constrained")
+    sheets = disrupted(latest(runs, "02_disruption")), transported(latest(runs, "04_transport"))
+    titles = "Take a part of a few channels away", "Carry a part of them over, without a mask"
+    for ax, pictures, title in zip(axes, sheets, titles, strict=True):
+        plots.contact_sheet(pictures, ax=ax)
+        ax.set_title(title, fontsize=12)
+        ax.set_xticks([])
+        ax.tick_params(labelsize=9)
+    figure.supxlabel("Embedded toy model: it shows the mechanism, and is no evidence about large models", fontsize=9)
+    return figure
+
+
+if __name__ == "__main__":
+    storage.write(Path(sys.argv[2]), draw(sys.argv[1]))
