@@ -124,8 +124,8 @@ def test_the_page_goes_from_the_paper_to_others_to_ours():
 
 def test_publishing_replaces_a_notebooks_rows_and_keeps_other_models(tmp_path):
     run = mu.Run(tmp_path / "runs" / "02_disruption" / "ab12", {"model": "toy"})
-    run.claim("02.top-hurts-more-than-bottom", measure="a share", threshold=0)
-    run.claim("02.top-hurts-more-than-bottom", 1.0, 0.9, 1.1, n=64)
+    run.claim("02.top-above-bottom", measure="a share", threshold=0)
+    run.claim("02.top-above-bottom", 1.0, 0.9, 1.1, n=64)
     run.claim("02.told", 1.0, 0.9, 1.1, True, "a share")
     ledger, readme = tmp_path / "docs" / "claims.json", tmp_path / "README.md"
     ledger.parent.mkdir()
@@ -133,7 +133,7 @@ def test_publishing_replaces_a_notebooks_rows_and_keeps_other_models(tmp_path):
     readme.write_text(f"before\n{claims.MARKS[0]}old\n{claims.MARKS[1]}\nafter\n")
     claims.publish(tmp_path / "runs", ledger, readme)
     rows = json.loads(ledger.read_text())
-    assert [r["id"] for r in rows] == ["01.kept", "02.kept", "02.told", "02.top-hurts-more-than-bottom"]
+    assert [r["id"] for r in rows] == ["01.kept", "02.kept", "02.told", "02.top-above-bottom"]
     assert all(list(r) == claims.FIELDS for r in rows)
     assert ledger.with_name("ledger.md").read_text() == claims.page(rows)
     text = readme.read_text()

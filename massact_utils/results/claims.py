@@ -19,9 +19,9 @@ FOUND = ["value", "low", "high", "n"]
 FIELDS = ["id", "owner", "sentence", "measure", *FOUND, "threshold", "side", "verdict", "note", "model", "notebook"]
 HEADLINES = (  # the README's rows: the paper's three claims, then others that bear on them; a dozen at most
     "02.top-above-outside",
-    "02.top-above-bottom",
     "03.top-above-outside",
     "04.more-arrives",
+    "02.top-above-bottom",
     "04.subject-follows",
     "02.pattern-is-the-subjects",
     "02.one-layer-keeps",
