@@ -68,10 +68,6 @@ def test_the_dose_moves_the_chosen_channels_and_no_other(tokens, mode, strength,
     assert strength or torch.equal(edited, tokens)
 
 
-def test_mean_is_the_older_name_of_no_pattern(tokens):
-    assert torch.equal(Disrupt([2], mode="mean")(tokens, Here), Disrupt([2], mode="no pattern")(tokens, Here))
-
-
 @pytest.mark.parametrize("strength", [0.4, 1.0])
 def test_a_token_keeps_its_norm_and_the_other_channels_their_direction(tokens, strength):
     ids, rest = [0, 3, 4], [1, 2, 5, 6, 7]

@@ -30,7 +30,7 @@ class Disrupt:
 
     - "zero": 0, claim 1 of arXiv 2605.13974. "zero, norm restored" then scales each token to the norm it had, in all
       its channels, whatever the strength.
-    - "no pattern": the level, on every token (arXiv 2402.17762's milder edit; "mean" is its older name). "no level":
+    - "no pattern": the level, on every token (arXiv 2402.17762's milder edit). "no level":
       the pattern, around the data set's level. "neither": the data set's level. That one is in `levels`, a DataArray
       ([branch,] step, layer, channel) from *other* prompts: `Levels().table()`, or ChannelStats' `mean` averaged over
       images; without a branch it is cond's.
@@ -65,7 +65,7 @@ class Disrupt:
         self.sets = [as_set(ids) for ids in ([channels] if self.shared else arms)]
         n = len(self.sets)
         self.strengths = [as_strength(s) for s in one_each("strengths", strength, n)]
-        self.modes = ["no pattern" if m == "mean" else m for m in one_each("modes", mode, n)]
+        self.modes = one_each("modes", mode, n)
         self.donors, self.seeds = one_each("donors", donors, n), one_each("seeds", seed, n)
         self.levels = None if levels is None else as_levels(levels, level)
         if set(self.modes) - set(MODES):
