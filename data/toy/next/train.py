@@ -2,7 +2,7 @@
 
     python data/toy/next/train.py vae        --steps 1800 --warm    # the autoencoder
     python data/toy/next/train.py renders    --steps 65536     # training scenes, drawn once
-    torchrun --nproc-per-node 2 data/toy/next/train.py klein --steps 6500 --warm    # text encoder, transformer
+    torchrun --nproc-per-node 2 data/toy/next/train.py klein --steps 18000     # text encoder, transformer
     python data/toy/next/train.py clip       --steps 9000      # evaluator: prompt alignment and attribute read-out
     python data/toy/next/train.py segmenter  --steps 3000      # evaluator: subject, companion and shadow
 
@@ -19,6 +19,7 @@ import json
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,8 @@ HERE = STATE / "published"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZE = 96  # pixels; the autoencoder halves twice and patches are 2 x 2, so the grid is 12 x 12
 TEXT_LENGTH = 30  # tokens, chat template included
-COARSE = 1400  # steps in which klein sees a coarse grid; then the full one
+SIMPLE, COARSE = 4000, 9000  # steps in which klein sees mostly simple scenes, and coarse ones; then all at full size
+SEEDS = {"full": 2 * 10**6, "coarse": 10**6, "simple": 3 * 10**6}
 PARTS = ("subject", "companion", "shadow")
 PUBLISHED = Path(os.environ.get("MASSACT_WARM") or Path(__file__).parents[1])  # where --warm starts from
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -70,13 +72,14 @@ def as_pixels(images):
 
 def train_renders(steps, warm=False):
     """Draw the training scenes once: as many as steps at full size, for klein and the evaluators, and small ones."""
-    for name, n, size, seed in (("full", steps, SIZE, 2 * 10**6), ("coarse", 49152, SIZE // 2, 10**6)):
+    for name, n, size in (("full", steps, SIZE), ("coarse", 49152, SIZE // 2), ("simple", 49152, SIZE // 2)):
         if (STATE / f"renders-{name}.npz").exists():
             continue
+        seed = SEEDS[name]
         images, classes, drawn = np.empty((n, size, size, 3), np.uint8), np.zeros((n, size, size), np.uint8), []
         for i in tqdm(range(0, n, 128), desc=f"renders {name}", mininterval=30):
             part = slice(i, min(n, i + 128))
-            images[part], masks, scenes = toyworld.render(scenes_of(seed, i)[: n - i], seed=seed + i, size=size)
+            images[part], masks, scenes = toyworld.render(scenes_of(name, i)[: n - i], seed=seed + i, size=size)
             classes[part] = sum((k + 1) * masks[name].astype(np.uint8) for k, name in enumerate(PARTS))
             drawn += scenes
         words = {name: np.array([getattr(scene, name) or "" for scene in drawn]) for name in toyworld.ATTRIBUTES}
@@ -86,18 +89,24 @@ def train_renders(steps, warm=False):
         (STATE / "renders.tmp").replace(STATE / f"renders-{name}.npz")
 
 
-def scenes_of(seed, i):
-    return toyworld.sample(128, seed=seed + i)
+def scenes_of(name, i):
+    """The 128 scenes from number i on of the full, the coarse or the simple renders; simple ones stand alone on a
+    plain ground.
+    """
+    scenes = toyworld.sample(128 if name != "simple" else 160, seed=SEEDS[name] + i)
+    if name == "simple":
+        plain = {"pattern": "plain", "companion_shape": None, "companion_colour": None}
+        scenes = [scene for s in scenes if toyworld.split_of(scene := replace(s, **plain)) == "train"]
+    return scenes[:128]
 
 
 def renders(name="full"):
     """What train_renders drew: captions, words as drawn ("" for none), images and classes (n, size, size) uint8, 0
     the ground and 1 to 3 PARTS.
     """
-    seed = {"full": 2 * 10**6, "coarse": 10**6}[name]
     kept = np.load(STATE / f"renders-{name}.npz")
     images, words = kept["images"], pd.DataFrame({name: kept[name] for name in toyworld.ATTRIBUTES})
-    captions = [toyworld.caption(scene) for i in range(0, len(images), 128) for scene in scenes_of(seed, i)]
+    captions = [toyworld.caption(scene) for i in range(0, len(images), 128) for scene in scenes_of(name, i)]
     return captions[: len(images)], words, images, kept["classes"]
 
 
@@ -296,19 +305,6 @@ def new_klein(tokenizer):
     return text_encoder.to(DEVICE), transformer.to(DEVICE)
 
 
-@torch.no_grad()
-def warm_start(text_encoder, transformer, tokenizer):
-    """The published weights; of the words those that it knew, the others stay as they were drawn."""
-    published = Flux2KleinPipeline.from_pretrained(PUBLISHED / "klein", torch_dtype=torch.float32)
-    transformer.load_state_dict(published.transformer.state_dict())
-    words, weights = text_encoder.model.embed_tokens.weight.clone(), published.text_encoder.state_dict()
-    for word, i in tokenizer.get_vocab().items():
-        if word in published.tokenizer.get_vocab():
-            words[i] = weights["model.embed_tokens.weight"][published.tokenizer.get_vocab()[word]]
-    weights["model.embed_tokens.weight"] = weights["lm_head.weight"] = words
-    text_encoder.load_state_dict(weights)
-
-
 def tokenised(tokenizer, prompts):
     """The pipeline's own tokenisation: ids and attention mask (n, TEXT_LENGTH)."""
     chats = [tokenizer.apply_chat_template([{"role": "user", "content": p}], tokenize=False) for p in prompts]
@@ -402,8 +398,6 @@ def train_klein(steps, warm=False):
     vae = AutoencoderKLFlux2.from_pretrained(STATE / "vae", torch_dtype=torch.float32).to(DEVICE).eval()
     tokenizer = new_tokenizer()
     text_encoder, transformer = new_klein(tokenizer)
-    if warm:
-        warm_start(text_encoder, transformer, tokenizer)
     ema = torch.nn.ModuleDict(
         dict(zip(("text_encoder", "transformer"), new_klein(tokenizer), strict=True))
     ).requires_grad_(False)
@@ -414,21 +408,28 @@ def train_klein(steps, warm=False):
     history = stage.extra.setdefault("history", {"losses": [], "emergence": [], "samples": 0, "recent": []})
     moments = set(np.unique(np.geomspace(1, steps, 46).astype(int)).tolist())
     coarse = cached_latents(vae, tokenizer, "coarse", 49152)
+    simple = cached_latents(vae, tokenizer, "simple", 49152)
     fine = cached_latents(vae, tokenizer, "full", 32768)
     empty = tokenised(tokenizer, [""])
     fixed = (fine[0][:16].float().to(DEVICE), *(t[:16].to(DEVICE) for t in fine[1:]))
     fixed = (*fixed, torch.randn(fixed[0].shape, generator=torch.Generator().manual_seed(0)).to(DEVICE))
     forward = torch.compile(velocity, dynamic=False)
 
+    def picked(kept, n):
+        rows = torch.randint(len(kept[0]), (n,))
+        return [part[rows] for part in kept]
+
     def loss_of(share):
         if stage.step in moments and RANK == 0:
             frame = channel_magnitudes(text_encoder, transformer, fixed).assign(step=stage.step)
             history["emergence"].append(frame)
-        latents, ids, attention = coarse if stage.step < COARSE else fine
         batch = (32 if stage.step < COARSE else 24) // WORLD
-        rows = torch.randint(len(latents), (batch,))
-        x, grid = latents[rows].to(DEVICE).float(), math.isqrt(latents.shape[1])
-        ids, attention = ids[rows], attention[rows]
+        alone = batch * 3 // 4 if stage.step < SIMPLE else 0
+        if stage.step < COARSE:
+            x, ids, attention = map(torch.cat, zip(picked(simple, alone), picked(coarse, batch - alone), strict=True))
+        else:
+            x, ids, attention = picked(fine, batch)
+        x, grid = x.to(DEVICE).float(), math.isqrt(x.shape[1])
         dropped = torch.rand(batch, 1) < 0.1
         ids, attention = (torch.where(dropped, e, t) for e, t in zip(empty, (ids, attention), strict=True))
         ids, attention = ids.to(DEVICE), attention.to(DEVICE)
