@@ -136,6 +136,6 @@ def test_a_box_has_three_sentences_with_the_numbers_of_every_model():
     rows += [row("02.d"), row("03.e")]
     lines = [line for line in claims.box(rows, "02").splitlines() if line.startswith("- ")]
     assert [line.split("*")[1] for line in lines] == ["Both.", "One.", "Two."]
-    assert "On toy 0.5 (0.4 to 0.6), n = 12: holds; on big 0.5 (0.4 to 0.6), n = 12: holds." in lines[0]
+    assert "On toy: 0.5 (0.4 to 0.6), n = 12: holds; on big: 0.5 (0.4 to 0.6), n = 12: holds." in lines[0]
     assert "(Measured: PSNR, dB; claimed: above 0.)" in lines[1]
     assert "Nothing has been measured yet" in claims.box(rows, "05")

@@ -103,7 +103,7 @@ def test_a_second_time_does_nothing_and_says_so(here, monkeypatch, capfd):
     assert (entry["parameters"]["n_prompts"], entry["n"], entry["tables"]) == (16, [16], ["table.parquet"])
     assert entry["libraries"]["torch"] and str(here) not in json.dumps(entry)
     page = (here / "docs" / "ledger.md").read_text()
-    assert "The numbers on toy are from evidence (02)." in page and "n = 16: holds |" in page
+    assert "The numbers on toy are from evidence." in page and "n = 16: holds |" in page
     box = nbformat.read(here / "notebooks" / "02_stand_in.ipynb", as_version=4).cells[1].source
     assert "It is above" in box and "n = 16: holds" in box
 
@@ -212,7 +212,7 @@ def test_a_column_for_a_tiny_flux_pipeline(tmp_path):
     rows = [row for row in json.loads((folder / "claims.json").read_text()) if row["id"] == "02.top-above-outside"]
     assert [(row["model"], row["n"]) for row in rows] == [("tiny-flux", 4)]
     assert "| claim | whose | measured | toy | tiny-flux |" in (tmp_path / "README.md").read_text()
-    assert "on tiny-flux" in (tmp_path / "notebooks" / "02_disruption.ipynb").read_text()
+    assert "on tiny-flux: " in (tmp_path / "notebooks" / "02_disruption.ipynb").read_text()
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert again.stdout.startswith("Nothing to do: the evidence on tiny-flux")
 

@@ -92,7 +92,7 @@ def test_publishing_fills_readme_page_and_box_and_then_changes_nothing(root):
     assert "| toy | big |" in readme and published.shown(rows) in readme
     assert (root / "docs" / "ledger.md").read_text() == claims.page(rows)
     cells = nbformat.read(root / "notebooks" / "02_disruption.ipynb", as_version=4).cells
-    assert claims.box(rows, "02") in cells[1].source and "on big 0.5 (0.4 to 0.6), n = 64: holds" in cells[1].source
+    assert claims.box(rows, "02") in cells[1].source and "on big: 0.5 (0.4 to 0.6), n = 64: holds" in cells[1].source
     left = json.loads((root / "docs" / "claims.json").read_text())
     assert [(row["id"], row["model"]) for row in left] == [("02.new", "big"), (claims.HEADLINES[0], "toy")]
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*.*")}

@@ -28,7 +28,7 @@ from massact_utils.results import claims, provenance, published, storage, sweep
 from massact_utils.results.run import progress
 
 MOST, EACH = 5_000_000, 2_000_000  # bytes of tables for a model, and for one notebook of it
-FROM = ("model", "device", "dtype", "python", "libraries", "prompts")  # what is kept of a run's provenance
+FROM = ("model", "files", "device", "dtype", "python", "libraries", "prompts")  # what is kept of a run's provenance
 EVERY = 30  # seconds between two lines that say how far it is
 
 

@@ -98,13 +98,12 @@ def sources(rows: list[dict]) -> str:
         "stale": "stale evidence, made by code that has changed since",
         "default run": "a default run, a demonstration with few images",
     }
-    told = []
+    told, several = [], len({row["notebook"] for row in rows}) > 1
     for model in _models(rows):
-        of = {
-            made: {row["notebook"] for row in rows if (row["model"], row.get("made")) == (model, made)}
-            for made in words
-        }
-        parts = [f"{words[made]} ({', '.join(sorted(numbers))})" for made, numbers in of.items() if numbers]
+        mine, parts = [row for row in rows if row["model"] == model], []
+        for made, word in words.items():
+            numbers = sorted({row["notebook"] for row in mine if row.get("made") == made})
+            parts += [f"{word} ({', '.join(numbers)})" if several else word] * bool(numbers)
         told += [f"The numbers on {model} are from {' and '.join(parts)}."] if parts else []
     return " ".join(told)
 
@@ -168,7 +167,7 @@ def box(rows: list[dict], number: str) -> str:
     first = {row["sentence"] or row["id"]: row for row in reversed(order)}  # of claims in the same words the first
     lines = []
     for row in [row for row in order if row in first.values()][:3]:
-        found = "; on ".join(f"{other['model']} {told(other)}" for other in mine if other["id"] == row["id"])
+        found = "; on ".join(f"{other['model']}: {told(other)}" for other in mine if other["id"] == row["id"])
         measured = "; claimed: ".join(filter(None, [row["measure"] or row["note"], _asked(row)]))
         lines.append(f"- *{row['sentence'] or row['id']}* On {found}. (Measured: {measured}.)")
     lines += ["", f"{sources(mine)} [Every claim](../docs/ledger.md)."] if lines else ["Nothing has been measured yet."]
