@@ -99,7 +99,9 @@ def execute(notebook, folder, parameters, shard="", cwd=".", devices=(), threads
         environment["CUDA_VISIBLE_DEVICES"] = devices[int(get_worker().name) % len(devices)]
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
-    flags = [word for pair in parameters for word in ("-p", *pair)] + ["--no-progress-bar"] * quiet
+    flags = ["--no-progress-bar"] * quiet
+    for name, value in parameters:  # papermill's -p knows no list and no dict
+        flags += ["-y", f"{name}: {value}"] if value.startswith(("[", "{")) else ["-p", name, value]
     command = [sys.executable, "-c", PAPERMILL, str(os.getpid()), str(notebook), unfinished, "--cwd", ".", *flags]
     with open(place / f".{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another sweep may be at it
