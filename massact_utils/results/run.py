@@ -21,7 +21,7 @@ from accelerate.utils.memory import find_executable_batch_size, should_reduce_ba
 from tqdm.auto import tqdm
 
 from .. import places
-from . import claims, provenance, storage
+from . import claims, provenance, published, storage
 
 
 def folder(out_dir: str | None, name: str, parameters: dict | None = None) -> Path:
@@ -228,6 +228,10 @@ class Run:
             made = claims.row(id, self.model, rows.get(id), found, n=n, holds=holds, note=note, **words)
             storage.write(path, [row for _, row in sorted((rows | {id: made}).items())])
         return made
+
+    def beside(self) -> str:
+        """The claims of this run beside the evidence published on the same model, as text; as `published.beside`."""
+        return published.beside(json.loads((self.folder / "claims.json").read_text()), self.model)
 
     def _known(self, name: str, without=None) -> dict:
         path = self.folder / name
