@@ -19,7 +19,7 @@ SLIDERS = {path.stem for path in NOTEBOOKS if "page.saved(" in path.read_text()}
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    for name in ("sphinx_book_theme", "myst_nb", "sphinx_exercise", "ziamath"):
+    for name in ("sphinx_book_theme", "myst_nb", "ziamath"):
         try:
             __import__(name)
         except ImportError:

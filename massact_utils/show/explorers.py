@@ -1,4 +1,4 @@
-"""Explorers: controls and a picture that follows them. A static figure stands beside each, for pages without widgets.
+"""Explorers: controls and a picture that follows them. They need a running notebook; `page` is for pages without one.
 
 `atlas`, `masks` and `gallery` draw from saved results and need no model, and `saved` opens the one that a folder of
 results holds; `disruption` and `transport` generate live.
