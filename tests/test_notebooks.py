@@ -70,10 +70,10 @@ def check_length(notebook):
 def check_columns(notebook):
     """What a reader is to read: set-up is folded away on the site, and may be longer."""
     for i, cell in enumerate(code(notebook), 1):
-        lines, tags = cell.source.splitlines(), cell.metadata.get("tags", [])
+        lines, tags = [line for line in cell.source.splitlines() if line], cell.metadata.get("tags", [])
         if not {"remove-cell", "hide-input"} & set(tags) and len(lines) > 10:
             yield f"code cell {i} has {len(lines)} lines; 10 at most, or fold it away"
-        if max(map(len, lines), default=0) > 88 and "parameters" not in tags:
+        if max(map(len, lines)) > 88:
             yield f"code cell {i} has a line of {max(map(len, lines))} columns; 88 at most"
 
 
