@@ -53,7 +53,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "No GPU found: PIP_FLAGS='--extra-index-url $(CPU_WHEELS)' would leave out torch's CUDA packages (make help)."
 	@echo "Installing into .venv; the first time takes minutes."
 	@set -o pipefail; $(PIP) --upgrade pip | $(QUIETER)
-	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[batch,test]' | $(QUIETER)
+	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[batch,test,site]' | $(QUIETER)
 	@touch $@
 
 workbook: $(STAMP)
@@ -94,14 +94,8 @@ bench: $(STAMP)
 	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[bench]' | $(QUIETER)
 	$(BIN)/python benchmarks/probe_cost.py
 
-# The pages are made from a copy, so that links between files are the ones GitHub shows.
 site: $(STAMP)
-	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[site]' | $(QUIETER)
-	rm -rf build/site build/site-source && mkdir -p build/site-source/data/toy build/site-source/benchmarks build/site-source/tests
-	cp -r site/* README.md CHANGELOG.md CONTRIBUTING.md CITATION.cff LICENSE notebooks docs build/site-source
-	for folder in data data/toy benchmarks tests; do \
-	  find $$folder -maxdepth 1 \( -name '*.md' -o -name '*.png' -o -name '*.webp' -o -name '*.py' \) -exec cp {} build/site-source/$$folder \; ; done
-	$(BIN)/python -m sphinx -W --keep-going -q build/site-source build/site
+	$(BIN)/python site/build.py build/site
 	@echo "Open build/site/index.html"
 
 # The second run finds the work done: it only reads, draws and checks. nbval runs a notebook in its own folder, from which the
