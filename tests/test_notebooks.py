@@ -60,7 +60,8 @@ def check_parameters(notebook):
 
 def check_length(notebook):
     for i, cell in enumerate(code(notebook), 1):
-        if len(cell.source.splitlines()) > 15:
+        listed = "parameters" in cell.metadata.get("tags", [])  # a list, with no code to follow
+        if len(cell.source.splitlines()) > 15 + listed:
             yield f"code cell {i} has {len(cell.source.splitlines())} lines; 15 at most"
     if not 12 <= len(code(notebook)) <= 20:
         yield f"{len(code(notebook))} code cells; 12 to 20 carry an argument"
