@@ -74,14 +74,14 @@ def watched(command, **options) -> tuple[float, int]:
     return time.perf_counter() - begun, top
 
 
-def plain(pipe, call, batch=4) -> float:
-    """Seconds of an image, plainly generated in batches as the notebooks do, after one batch to warm up."""
+def plain(pipe, call, batch=4) -> tuple[float, list]:
+    """Seconds of an image, plainly generated in batches as the notebooks do, after one batch to warm up; and images."""
     prompts, times = mu.prompts.read("toyworld", batch), []
     for _ in range(2):
         begun = time.perf_counter()
-        mu.generate(pipe, prompts, **call)
+        images = mu.generate(pipe, prompts, **call)
         times.append((time.perf_counter() - begun) / batch)
-    return min(times)
+    return min(times), images
 
 
 def planned(notebook: Path) -> int:
@@ -91,10 +91,11 @@ def planned(notebook: Path) -> int:
 
 
 def given(notebook: Path, call: dict, folder: Path) -> list[str]:
-    """The smallest parameters of a notebook, as words of the sweep's command."""
+    """The smallest parameters of a notebook, as words of the sweep's command; `folder` lies beside the segmenter."""
     values = (
         dict(model=folder, load=json.dumps(dict(dtype="bfloat16")), call=json.dumps(call)) | SMALLEST[notebook.stem]
     )
+    values |= dict(reference=folder.parent / "segmenter") if notebook.stem.startswith("03") else {}
     return [word for name, value in values.items() for word in ("-p", name, str(value))]
 
 
@@ -110,7 +111,9 @@ def rehearse(name: str, depth: int | None, tokens: int, steps: int, out: Path) -
     standins.build(name, depth).save_pretrained(folder)
     pipe = mu.load(folder, dtype="bfloat16")
     layers, parameters = len(mu.blocks(pipe)), sum(p.numel() for p in pipe.transformer.parameters())
-    seconds, rows = plain(pipe, call), []
+    seconds, images = plain(pipe, call)
+    standins.segmenter(images, out / "segmenter")
+    rows = []
     del pipe
     results = out / "runs"
     for notebook in NOTEBOOKS:

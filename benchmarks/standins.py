@@ -160,6 +160,19 @@ def sd3(depth):
     )
 
 
+def segmenter(images, folder):
+    """Save a small random SegFormer that takes half of some images' pixels for subject: a reference for 03."""
+    sizes = dict(depths=[1] * 4, hidden_sizes=[8, 16, 16, 16], num_attention_heads=[1] * 4, decoder_hidden_size=16)
+    config = transformers.SegformerConfig(**sizes, id2label={0: "background", 1: "subject"})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.SegformerForSemanticSegmentation(config).eval()
+    processor = transformers.SegformerImageProcessor(size=dict(height=64, width=64))
+    logits = model(**processor(images, return_tensors="pt")).logits  # B 2 h w
+    model.decode_head.classifier.bias.data[1] -= (logits[:, 1] - logits[:, 0]).median()
+    model.save_pretrained(folder), processor.save_pretrained(folder)
+
+
 # name -> (pipeline of a depth, pixels a token is wide, arguments of the call that keep a small image small)
 MODELS = {
     "flux.1-dev": (partial(flux, guided=True), 16, dict(max_sequence_length=32)),
