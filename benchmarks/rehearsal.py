@@ -99,8 +99,8 @@ def given(notebook: Path, call: dict, folder: Path) -> list[str]:
     return [word for name, value in values.items() for word in ("-p", name, str(value))]
 
 
-def rehearse(name: str, depth: int | None, tokens: int, steps: int, out: Path) -> pd.DataFrame:
-    """Build a model, and run the notebooks on it: a row for each."""
+def rehearse(name: str, depth: int | None, tokens: int, steps: int, out: Path, write) -> None:
+    """Build a model, and run the notebooks on it: a row for each, which `write` gets with those before."""
     _, pixels, call = standins.MODELS[name]
     side = isqrt(tokens) * pixels
     call = call | dict(num_inference_steps=steps, height=side, width=side)
@@ -139,10 +139,8 @@ def rehearse(name: str, depth: int | None, tokens: int, steps: int, out: Path) -
                 "torch": torch.__version__,
             }
         )
+        write(pd.DataFrame(rows))
         print(shown(pd.DataFrame(rows[-1:])).T.to_string(header=False), flush=True)
-    table = pd.DataFrame(rows)
-    table.to_csv(out / "rehearsal.csv", index=False)
-    return table
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -183,8 +181,9 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, help="a folder for the model, the runs and the table, which then stay")
     args = parser.parse_args()
     torch.set_grad_enabled(False)
+    what = args.model, args.depth, args.tokens, args.steps
     if args.out:
-        rehearse(args.model, args.depth, args.tokens, args.steps, args.out)
+        rehearse(*what, args.out, lambda table: table.to_csv(args.out / "rehearsal.csv", index=False))
     else:
         with tempfile.TemporaryDirectory() as place:
-            publish(rehearse(args.model, args.depth, args.tokens, args.steps, Path(place)))
+            rehearse(*what, Path(place), publish)
