@@ -56,14 +56,16 @@ def drawn(self, node, inline: bool):
     raise nodes.SkipNode
 
 
-class Dark(SphinxTransform):
-    """Beside a picture called NAME_light.svg stands NAME_dark.svg; of the two the theme shows one."""
+class Pictures(SphinxTransform):
+    """A badge from elsewhere becomes its words. For NAME_light.svg the dark theme shows NAME_dark.svg."""
 
     default_priority = 210
 
     def apply(self):
         for node in list(self.document.findall(nodes.image)):
-            if node["uri"].endswith("_light.svg"):
+            if node["uri"].startswith("http"):
+                node.replace_self(nodes.Text(node.get("alt", "badge")))
+            elif node["uri"].endswith("_light.svg"):
                 dark = node.deepcopy()
                 node["classes"].append("only-light"), dark["classes"].append("only-dark")
                 dark["uri"] = node["uri"].replace("_light.svg", "_dark.svg")
@@ -82,7 +84,7 @@ def setup(app):
             lines[i] = "`".join(words)
 
     app.connect("autodoc-process-docstring", plain)
-    app.add_transform(Dark)
+    app.add_transform(Pictures)
     app.add_html_math_renderer(
         "drawn", (lambda self, node: drawn(self, node, True), None), (lambda self, node: drawn(self, node, False), None)
     )
