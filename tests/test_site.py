@@ -65,7 +65,9 @@ def test_a_notebooks_page_stands_by_itself(view, site, stem):
 
 def test_formulas_are_drawn(view, site):
     page = opened(view, site, "notebooks/01_statistics.html")
-    sources = page.locator("article svg[aria-label]").evaluate_all("all => all.map(it => it.getAttribute('aria-label'))")
+    sources = page.locator("article svg[aria-label]").evaluate_all(
+        "all => all.map(it => it.getAttribute('aria-label'))"
+    )
     assert any("frac" in source for source in sources)
     ink = page.locator("article svg[aria-label]").first.evaluate("it => getComputedStyle(it).fill")
     assert ink == page.locator("article p").first.evaluate("it => getComputedStyle(it).color")
