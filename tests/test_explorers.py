@@ -133,6 +133,18 @@ def test_saved_pictures_are_chosen_by_what_their_names_say(tmp_path):
     assert (shown(box) == 32).all() and [row.children[1].value for row in box.children[:-3]] == ["top", "32"]
 
 
+def test_the_line_of_a_live_explorer_generates_its_picture_again(klein, saved):
+    scores = saved[0].mean_abs.mean(("image", "step"))
+    for box in (
+        explorers.disruption(klein, scores, PROMPTS[0], **tiny.KLEIN),
+        explorers.transport(klein, PROMPTS, k=2, layer=-1, **tiny.KLEIN),
+    ):
+        controls(box)["strength"].value = 0.5
+        line = html.unescape(re.search(r"<code>(.*)</code>", box.children[-1].children[0].value)[1])
+        again = eval(line, dict(mu=mu, pipe=klein, scores=scores))
+        assert (np.asarray(again.convert("RGB")) == shown(box)).all(), line
+
+
 def test_disruption_at_no_strength_shows_the_image_twice(klein, saved):
     scores = saved[0].mean_abs.mean(("image", "step"))
     box = explorers.disruption(klein, scores, PROMPTS[0], **tiny.KLEIN)

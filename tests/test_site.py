@@ -41,9 +41,9 @@ def view(chromium, request):  # noqa: F811
     context.close()
 
 
-def opened(view, site, name):
+def opened(view, site, name, query=""):
     view.fetched.clear()
-    view.goto((site / name).as_uri())
+    view.goto((site / name).as_uri() + query)
     return view
 
 
@@ -65,9 +65,11 @@ def test_a_notebooks_page_stands_by_itself(view, site, stem):
 
 def test_formulas_are_drawn(view, site):
     page = opened(view, site, "notebooks/01_statistics.html")
-    sources = page.locator("svg[role=img]").evaluate_all("all => all.map(it => it.getAttribute('aria-label'))")
+    sources = page.locator("article svg[aria-label]").evaluate_all(
+        "all => all.map(it => it.getAttribute('aria-label'))"
+    )
     assert any("frac" in source for source in sources)
-    ink = page.locator("svg[role=img]").first.evaluate("it => getComputedStyle(it).fill")
+    ink = page.locator("article svg[aria-label]").first.evaluate("it => getComputedStyle(it).fill")
     assert ink == page.locator("article p").first.evaluate("it => getComputedStyle(it).color")
 
 
@@ -97,7 +99,7 @@ def test_sliders_by_key_and_mouse(view, site, stem):
 
 
 def test_search_finds_a_word_without_a_server(view, site):
-    page = opened(view, site, "search.html?q=residual")
+    page = opened(view, site, "search.html", "?q=residual")
     page.wait_for_selector("ul.search li", timeout=20_000)
     assert any("00_start_here" in (link.get_attribute("href") or "") for link in page.locator("ul.search a").all())
 

@@ -142,7 +142,7 @@ def disruption(pipe, scores, prompt: str, *, seed: int = 0, **call):
 
     return explorer(
         draw,
-        f"mu.explorers.disruption(pipe, scores, {prompt!r}, seed={seed})",
+        f"mu.explorers.disruption(pipe, scores, {prompt!r}, {_written(seed=seed, **call)})",
         k=whole(1, min(64, scores.sizes["channel"]), value=12),
         which=["top", "random", "bottom"],
         strength=ipywidgets.FloatSlider(value=1.0, min=0, max=1, step=0.1),
@@ -175,7 +175,7 @@ def transport(pipe, prompts, *, k: int = 24, layer: int = -2, seed: int = 0, **c
     depth = len(recorded(prompts[0])[0].layers)
     return explorer(
         draw,
-        f"mu.explorers.transport(pipe, prompts, k={k}, layer={layer}, seed={seed})",
+        f"mu.explorers.transport(pipe, {[*prompts]!r}, {_written(k=k, layer=layer, seed=seed, **call)})",
         source=list(prompts),
         target=choice(list(prompts), value=prompts[-1]),
         strength=ipywidgets.FloatSlider(value=1.0, min=0, max=1, step=0.1),
@@ -188,6 +188,10 @@ def transport(pipe, prompts, *, k: int = 24, layer: int = -2, seed: int = 0, **c
 def _rank(value: str) -> tuple:
     """For sorting: numbers by size, then words."""
     return (0, float(value), "") if value.replace(".", "", 1).isdigit() else (1, 0.0, value)
+
+
+def _written(**values) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
 
 def _span(ends) -> slice:
