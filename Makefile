@@ -86,9 +86,9 @@ bench: $(STAMP)
 # The pages are made from a copy, so that links between files are the ones GitHub shows.
 site: $(STAMP)
 	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[site]' | $(QUIETER)
-	rm -rf build/site build/site-source && mkdir -p build/site-source/data/toy build/site-source/benchmarks build/site-source/tests
+	rm -rf build/site build/site-source && mkdir -p build/site-source/data/{toy,origins} build/site-source/benchmarks build/site-source/tests
 	cp -r site/* README.md CHANGELOG.md CITATION.cff LICENSE notebooks docs build/site-source
-	for folder in data data/toy benchmarks tests; do \
+	for folder in data data/toy data/origins benchmarks tests; do \
 	  find $$folder -maxdepth 1 \( -name '*.md' -o -name '*.png' -o -name '*.webp' -o -name '*.py' \) -exec cp {} build/site-source/$$folder \; ; done
 	$(BIN)/python -m sphinx -W --keep-going -q build/site-source build/site
 	@echo "Open build/site/index.html"
