@@ -247,7 +247,7 @@ def test_worlds_without_a_subject_and_with_another_ground():
 def test_a_run_that_was_killed_ends_as_one_that_was_not():
     kept, seen, made = [], world(), net(awake=False)
     whole = train.train(made, seen, {}, steps=205, batch=2, save=lambda state: kept.append(copy.deepcopy(state)))
-    assert [state["step"] for state in kept] == [200]
+    assert [state["step"] for state in kept] == [200, 205]
     again = net(seed=5, awake=False)
     assert np.allclose(train.train(again, seen, {}, steps=205, batch=2, state=kept[0]), whole, rtol=1e-4)
     for one, other in zip(made.parameters(), again.parameters(), strict=True):
@@ -286,6 +286,14 @@ def test_what_is_measured_is_what_the_tokens_are():
     assert {name: ends[name, 3] for name in expected} == pytest.approx(expected, rel=1e-3)
     lost = found.set_index("measure").value
     assert lost["loss: zero, top"] > lost["loss: zero, bottom"] > 0
+
+
+@pytest.mark.parametrize("family", ["sana", "pixart", "lumina"])
+def test_every_number_is_there_for_classes_of_other_modulation(family):
+    made, seen = net(family=family), world()
+    named = {name for name in train.measured(made, seen, seen, seen, {"one_sigma": True}).measure}
+    assert {"gate: rank correlation", "gate at the top", "loss: no level, top", "mIoU (oracle), top"} <= named
+    assert ("loss: gate's largest" in named) == (family == "lumina")
 
 
 def spoken(peaks, losses=None):
@@ -330,6 +338,18 @@ def test_equal_loss_compares_where_both_had_the_worse_ones_loss():
             rows += [key | dict(layer=i, measure="course: largest over median", value=peak / (1 + i)) for i in (0, 1)]
     found = verdicts.at_equal_loss(pd.DataFrame(rows)).loc["slow"]
     assert found["equal samples"] == pytest.approx(-1) and found["equal loss"] == pytest.approx(0)
+
+
+def test_the_lead_is_from_the_gates_passing_of_twice_the_median_to_the_channels():
+    rows = []
+    for name, start in (("activation", 100), ("gate", 50)):
+        for step in range(0, 200, 25):
+            for channel in range(12):
+                late = 1000 if channel > 6 else 0  # half of the channels count, not all
+                key = dict(variant="base", seed=1, step=step, layer=2, channel=channel, sigma=0.5)
+                rows.append(key | dict(measure=f"course: {name} of top", value=1.5 if step >= start + late else 0.5))
+    assert verdicts.lead(pd.DataFrame(rows))["base", 1] == 50
+    assert np.isnan(verdicts.lead(pd.DataFrame(rows).query("step < 100"))["base", 1])
 
 
 def test_the_committed_table_is_of_the_plan_and_small():

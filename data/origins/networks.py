@@ -26,6 +26,7 @@ CLASSES = {
     "PixArtTransformer2DModel": "pixart",
     "Lumina2Transformer2DModel": "lumina",
 }
+ONE_PROJECTION = ("pixart", "sana")  # from which all blocks get their modulation, each with a table of its own
 
 # ---------------------------------------------------------------- classes, and how each is called
 
@@ -368,7 +369,7 @@ def modulated(net, edit=None):
     the classes and the `family` by which `build` knows it.
     """
     model, family, width, seen, handles = net.transformer, net.family, width_of(net.transformer), {}, []
-    if edit is not None and family in ("pixart", "sana"):
+    if edit is not None and family in ONE_PROJECTION:
         raise ValueError(f"the blocks of {family} share one projection; its factors can be read, not edited")
 
     def read(out, block):
@@ -400,7 +401,7 @@ def modulated(net, edit=None):
 
             handles.append(block.register_forward_pre_hook(given, with_kwargs=True))
             continue
-        if family in ("pixart", "sana"):
+        if family in ONE_PROJECTION:
             source = (model.adaln_single if family == "pixart" else model.time_embed).linear
         else:
             source = block.img_mod if family == "qwen" else getattr(block, "norm1", None) or block.norm

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import tomllib
+import warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
@@ -40,6 +41,9 @@ STEPS, BATCH, SCENES, SEEDS = 1200, 64, 8192, 3  # of the whole plan
 SIGMAS, K, DRAWS, EVERY = (0.2, 0.5, 0.8), 12, 8, 25
 RATE = {"adamw": 1.5e-3, "sgd": 0.2, "muon": 0.01}
 TABLE, DEVICE = HERE / "origins.parquet", "cuda" if torch.cuda.is_available() else "cpu"
+
+
+warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # bfloat16 tokens, float32 norms: meant
 
 
 def plan() -> dict:
@@ -189,12 +193,16 @@ def train(net, world, change, *, steps, seed=0, batch=BATCH, watch=None, state=N
         first, losses = state["step"], state["losses"]
     rates = [[group["lr"] for group in one.param_groups] if state is None else None for one in optimiser]
     rates = state["rates"] if state is not None else rates
+
+    def keep(step):
+        kept = dict(net=net.state_dict(), optimisers=[one.state_dict() for one in optimiser])
+        save(kept | dict(step=step, losses=losses, rates=rates))
+
     for step in (bar := tqdm(range(first, steps), initial=first, total=steps, mininterval=1)):
         if watch is not None and step % EVERY == 0:
             watch(step)
         if save is not None and step % 200 == 0 and step > first:
-            kept = dict(net=net.state_dict(), optimisers=[one.state_dict() for one in optimiser])
-            save(kept | dict(step=step, losses=losses, rates=rates))
+            keep(step)
         if change.get("permuted") and step == steps // 2:
             networks.permute_gates(net, optimiser, seed)
         factor = min(1, (step + 1) / min(100, steps / 10), (1 - step / steps) / 0.2)
@@ -209,8 +217,10 @@ def train(net, world, change, *, steps, seed=0, batch=BATCH, watch=None, state=N
             one.zero_grad(set_to_none=True)
         losses.append(loss.item())
         bar.set_postfix(loss=f"{np.mean(losses[-20:]):.3f}", refresh=False)
-    if watch is not None:
+    if watch is not None and first < steps:
         watch(steps)
+    if save is not None and first < steps:
+        keep(steps)
     return losses
 
 
@@ -324,7 +334,8 @@ def measured(net, own, plain, more, change) -> pd.DataFrame:
         for which, mode in edits:
             edit = mu.Disrupt(sets[which], mode=mode, levels=level.table())
             rows.append(dict(measure=f"loss: {mode}, {which}", value=error(net, own, sigma, change, edit)))
-        for which in ("gate's largest", *(f"others of the gate {i}" for i in range(DRAWS))) if factors else ():
+        closed = ["gate's largest", *(f"others of the gate {i}" for i in range(DRAWS))]
+        for which in closed if net.family not in networks.ONE_PROJECTION else ():
             with modulated(net, without(which, factors)):
                 rows.append(dict(measure=f"loss: {which}", value=error(net, own, sigma, change)))
         for which, ids in ((name, ids) for name, ids in sets.items() if name != "bottom"):  # on the plain world
@@ -384,7 +395,7 @@ def mine(path):
 
 
 def one(variant, seed, steps, scenes, folder):
-    """Train and measure one variant with one seed; a state is kept every 200 steps, and taken away at the end."""
+    """Train and measure one variant with one seed; a state is kept every 200 steps, until all is measured."""
     change = plan()[variant]["change"] | {"seed": seed}
     own, fresh, plain, more = worlds(change, scenes)
     torch.manual_seed(seed)

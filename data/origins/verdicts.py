@@ -17,6 +17,7 @@ LABELS = {  # the plan's measures, and what they are made of
     "constant": "constant's share of the top's energy",
     "gate": "rank correlation with the gate",
     "growth": "growth toward the image, log2",
+    "lead": "steps by which the gate comes first",
     "moved": "moved with the gate minus stayed",
     "mIoU top": "mIoU, top",
     "mIoU outside": "mIoU, outside",
@@ -34,7 +35,19 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
     ends = table[table.step == table.groupby(["variant", "seed"], observed=True).step.transform("max")]
     ends = ends[~ends.measure.astype(str).str.startswith("course") & (ends.channel < 0)]
     rows = [one(part).rename(key) for key, part in ends.groupby(["variant", "seed"], observed=True)]
-    return pd.DataFrame(rows).rename_axis(index=["variant", "seed"])
+    return pd.DataFrame(rows).rename_axis(index=["variant", "seed"]).join(lead(table))
+
+
+def lead(table: pd.DataFrame) -> pd.Series:
+    """By how many steps the gate comes before the channels: both when half of the 12 channels that end largest have
+    passed twice the median channel, in the middle layer; (variant, seed), nan where either never does.
+    """
+    names = ["course: activation of top", "course: gate of top"]
+    rows = table[table.measure.isin(names)].astype({"variant": str, "measure": str})
+    middle = rows.groupby(["variant", "seed", "measure", "step"]).value.median()
+    first = middle[middle >= 1].reset_index().groupby(["variant", "seed", "measure"]).step.min().unstack()
+    first = first.reindex(columns=names)
+    return (first[names[0]] - first[names[1]]).rename("lead")
 
 
 def one(part: pd.DataFrame) -> pd.Series:
@@ -49,8 +62,9 @@ def one(part: pd.DataFrame) -> pd.Series:
     def added(name):  # by an edit, as a share of the loss
         return ((each[f"loss: {name}"] - loss) / loss).mean()
 
-    def over_draws(before, after=""):
-        return float(np.mean([each[name].mean() for name in each if name.startswith(before) and name.endswith(after)]))
+    def over_draws(before):
+        values = [column.mean() for name, column in each.items() if name.startswith(before)]
+        return float(np.mean(values)) if values else np.nan
 
     outside = float(np.mean([added(f"zero, outside {i}") for i in range(8) if f"loss: zero, outside {i}" in each]))
     found = {
@@ -70,6 +84,8 @@ def one(part: pd.DataFrame) -> pd.Series:
         "level": each["level of top"].mean(),
         "constant": each["constant of top"].mean(),
         "gate": each["gate: rank correlation"].mean() if "gate: rank correlation" in each else np.nan,
+        "gate's largest": added("gate's largest") if "loss: gate's largest" in each else np.nan,
+        "others of the gate": ((over_draws("loss: others of the gate") - loss.mean()) / loss.mean()),
         "moved": (each["top moved with the gate"] - each["top kept since half"]).mean(),
     }
     peaks = most["largest over median"]
@@ -84,6 +100,7 @@ def verdicts(plan: dict, table: pd.DataFrame) -> pd.DataFrame:
 
     A verdict is `evidence.verdict` of the range; with one seed there is no range, and it is undecided. "did not train":
     the loss is more than 10 % above the base's of the same seeds. "not trained yet": variant or base is missing.
+    "not measured": no seed has the measure, as where there is no gate.
     """
     rows, everywhere = [], numbers(table)
     for variant, row in plan.items():
@@ -93,7 +110,8 @@ def verdicts(plan: dict, table: pd.DataFrame) -> pd.DataFrame:
             made = {"variant": variant, "question": row["question"], "loss over base's": loss} | claim
             made |= {"value": values.mean(), "low": values.min(), "high": values.max(), "seeds": len(values)}
             if not len(values):
-                made["verdict"] = "not trained yet"
+                trained = {variant, "base"} <= set(found.index.get_level_values("variant"))
+                made["verdict"] = "not measured" if trained else "not trained yet"
             elif loss > WORSE and not row.get("other_task"):
                 made["verdict"] = "did not train"
             else:
