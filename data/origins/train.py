@@ -156,7 +156,7 @@ def optimisers(net, change):
 def sample_loss(net, world, change, generator, batch=BATCH):
     """The loss of one batch: the mean squared error of what the net is to predict, as the change says."""
     rows, cells, weight = torch.randint(len(world.latents), (batch,), generator=generator), slice(None), 1.0
-    if change.get("windows"):  # a window of 4 x 4 tokens for the whole batch, of rows whose subject is in its middle
+    if change.get("windows") and torch.rand((), generator=generator) < 0.5:  # 4 x 4 tokens around the rows' subjects
         corner = torch.randint(3, (2,), generator=generator)
         corners = (networks.middle(world.subject) - 1.5).round().clamp(0, 2)
         near = (corners == corner).all(1).nonzero()[:, 0]

@@ -99,8 +99,8 @@ def verdicts(plan: dict, table: pd.DataFrame) -> pd.DataFrame:
     """Each claim of a plan (variant -> row) with its range over seeds.
 
     A verdict is `evidence.verdict` of the range; with one seed there is no range, and it is undecided. "did not train":
-    the loss is more than 10 % above the base's of the same seeds. "not trained yet": variant or base is missing.
-    "not measured": no seed has the measure, as where there is no gate.
+    an intervention's loss is more than 10 % above the base's of the same seeds. "not trained yet": variant or base is
+    missing. "not measured": no seed has the measure, as where there is no gate.
     """
     rows, everywhere = [], numbers(table)
     for variant, row in plan.items():
@@ -112,7 +112,7 @@ def verdicts(plan: dict, table: pd.DataFrame) -> pd.DataFrame:
             if not len(values):
                 trained = {variant, "base"} <= set(found.index.get_level_values("variant"))
                 made["verdict"] = "not measured" if trained else "not trained yet"
-            elif loss > WORSE and not row.get("other_task"):
+            elif loss > WORSE and not (row.get("other_task") or row["question"] == "architecture"):
                 made["verdict"] = "did not train"
             else:
                 ends = (made["low"], made["high"]) if len(values) > 1 else (None, None)
