@@ -319,7 +319,7 @@ def test_a_verdict_needs_a_range_a_base_and_a_loss():
         name: dict(question="modulation", claims=claim) for name in ("less", "same", "both", "lost", "once", "absent")
     }
     peaks = {"base": [16, 16, 16], "less": [4, 4, 2], "same": [16, 15, 16], "both": [4, 16, 16], "lost": [4, 4, 4]}
-    table = spoken(peaks | {"once": [4]}, {"lost": 1.2})
+    table = spoken(peaks | {"once": [4, 4]}, {"lost": 1.2})
     found = verdicts.verdicts(known, table).set_index("variant")
     expected = ["holds", "contradicted", "undecided", "did not train", "undecided", "not trained yet"]
     assert found.verdict.tolist() == expected

@@ -198,7 +198,7 @@ def train(net, world, change, *, steps, seed=0, batch=BATCH, watch=None, state=N
         kept = dict(net=net.state_dict(), optimisers=[one.state_dict() for one in optimiser])
         save(kept | dict(step=step, losses=losses, rates=rates))
 
-    for step in (bar := tqdm(range(first, steps), initial=first, total=steps, mininterval=1)):
+    for step in (bar := tqdm(range(first, steps), initial=first, total=steps, mininterval=5)):
         if watch is not None and step % EVERY == 0:
             watch(step)
         if save is not None and step % 200 == 0 and step > first:

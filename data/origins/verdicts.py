@@ -23,6 +23,7 @@ LABELS = {  # the plan's measures, and what they are made of
     "mIoU outside": "mIoU, outside",
 }
 PARTS = ["loss", "zero top", "zero outside", "zero bottom", "no pattern", "no level"]  # loss, and what edits add
+SEEDS = 3  # with fewer there is no range
 WORSE = 1.1  # a loss over this share of the base's says nothing
 
 
@@ -98,9 +99,9 @@ def one(part: pd.DataFrame) -> pd.Series:
 def verdicts(plan: dict, table: pd.DataFrame) -> pd.DataFrame:
     """Each claim of a plan (variant -> row) with its range over seeds.
 
-    A verdict is `evidence.verdict` of the range; with one seed there is no range, and it is undecided. "did not train":
-    an intervention's loss is more than 10 % above the base's of the same seeds. "not trained yet": variant or base is
-    missing. "not measured": no seed has the measure, as where there is no gate.
+    A verdict is `evidence.verdict` of the range; with fewer than three seeds there is no range, and it is undecided.
+    "did not train": an intervention's loss is more than 10 % above the base's of the same seeds. "not trained yet":
+    variant or base is missing. "not measured": no seed has the measure, as where there is no gate.
     """
     rows, everywhere = [], numbers(table)
     for variant, row in plan.items():
@@ -115,7 +116,7 @@ def verdicts(plan: dict, table: pd.DataFrame) -> pd.DataFrame:
             elif loss > WORSE and not (row.get("other_task") or row["question"] == "architecture"):
                 made["verdict"] = "did not train"
             else:
-                ends = (made["low"], made["high"]) if len(values) > 1 else (None, None)
+                ends = (made["low"], made["high"]) if len(values) >= SEEDS else (None, None)
                 made["verdict"] = evidence.verdict(*ends, claim["threshold"], claim["side"])
             rows.append(made)
     return pd.DataFrame(rows)
