@@ -11,7 +11,7 @@ from sphinx.cmd.build import build_main
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "notebooks", "docs")
-PARTS = ("data", "data/toy", "data/origins", "benchmarks", "tests")  # of these the pages and pictures, without what lies below
+PARTS = ("data", "data/toy", "data/origins", "benchmarks", "tests")  # their pages and pictures alone
 SHOWN = {".md", ".png", ".webp", ".py"}
 
 
