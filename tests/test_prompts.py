@@ -24,14 +24,15 @@ def test_toyworld_prompts_were_never_trained_on():
     assert mu.prompts.read("toyworld", 16) == [toyworld.caption(scene) for scene in scenes[:16]]
 
 
-def test_toyworld_pairs_differ_in_what_their_kind_says_and_in_the_background():
+def test_toyworld_pairs_differ_in_what_their_kind_says_and_in_all_around():
     pairs = mu.prompts.read_pairs("toyworld-pairs")
     subject = {"shape": {"shape"}, "colour": {"colour"}, "both": {"shape", "colour"}}
     for pair in pairs.itertuples():
         source, target = toyworld.parse(pair.source), toyworld.parse(pair.target)
         assert {toyworld.split_of(source), toyworld.split_of(target)} == {"test"}
+        around = {"ground", "pattern", "place", "light", "style"}
         differ = {n for n in toyworld.ATTRIBUTES if getattr(source, n) != getattr(target, n)}
-        assert differ == subject[pair.kind] | {"background", "pattern"}
+        assert differ == subject[pair.kind] | around
     assert len({*pairs.source, *pairs.target}) == 2 * len(pairs), "a caption stands in two pairs"
     assert pairs.groupby(["split", "kind"]).size().unstack().loc[["tune", "report"]].values.tolist() == [
         [8] * 3,
@@ -40,13 +41,12 @@ def test_toyworld_pairs_differ_in_what_their_kind_says_and_in_the_background():
 
 
 @pytest.mark.parametrize("name", ["toyworld-pairs", "everyday-pairs"])
-def test_any_beginning_of_the_pairs_to_tune_on_and_to_report_is_balanced(name):
+def test_half_of_the_pairs_are_for_tuning_and_any_beginning_is_balanced(name):
     pairs = mu.prompts.read_pairs(name)
-    for split in ("tune", "report"):
-        part = pairs[pairs.split == split]
-        for n in (3, 6, len(part)):
-            counts = part[:n].groupby("kind").size()
-            assert len(counts) == pairs.kind.nunique() == 3 and set(counts) == {n // 3}
+    for n in (6, 12, len(pairs)):
+        counts = pairs[:n].groupby(["kind", "split"]).size()
+        assert counts.index.to_list() == [(k, s) for k in ("colour", "several", "subject") for s in ("report", "tune")]
+        assert set(counts) == {n // 6}
     assert not set(pairs[pairs.split == "tune"].source) & set(pairs[pairs.split == "report"].source)
 
 

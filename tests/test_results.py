@@ -92,10 +92,11 @@ def test_results_that_are_here_have_the_columns_of_the_guide(stem):
 
 def test_tables_that_the_package_makes_have_the_columns_of_the_guide(tmp_path):
     words = [
-        "a large red star at the left on a blue plain background",
-        "a small green circle at the top on a red plain background",
+        "a large red star at the left on a blue plain ground",
+        "a small green circle at the top on a red plain ground",
     ]
-    pictures, masks = toyworld.render([toyworld.parse(text) for text in words], seed=0)
+    pictures, masks, _ = toyworld.render([toyworld.parse(text) for text in words], seed=0)
+    masks = masks["subject"]
     images = [Image.fromarray(picture) for picture in pictures]
     scores = xr.DataArray(
         np.random.default_rng(0).random((3, 24)), dims=("layer", "channel"), coords={"layer": range(3)}

@@ -8,14 +8,15 @@ from massact_utils import toyworld
 from massact_utils.measures import transfer
 from massact_utils.toyworld import Scene, caption
 
-SOURCE = Scene("large", "red", "circle", "centre", "blue", "plain")
-TARGET = Scene("large", "yellow", "cross", "centre", "green", "striped")
-SWAPPED = Scene("large", "red", "circle", "centre", "green", "striped")
+SAME = dict(place="centre", size="large")
+SOURCE = Scene("circle", "red", "blue", "plain", light="left", style="flat", **SAME)
+TARGET = Scene("cross", "yellow", "green", "striped", light="right", style="outlined", **SAME)
+SWAPPED = Scene("circle", "red", "green", "striped", light="right", style="outlined", **SAME)
 
 
 def render(*scenes):
-    images, masks = toyworld.render(list(scenes))
-    return [Image.fromarray(image) for image in images], masks
+    images, masks, _ = toyworld.render(list(scenes))
+    return [Image.fromarray(image) for image in images], masks["subject"]
 
 
 def test_attributes_of_rendered_scenes():
@@ -25,6 +26,7 @@ def test_attributes_of_rendered_scenes():
     assert table.gain.tolist() == [0, 1, 1]
     assert table.keep.tolist() == [1, 0, 1]
     assert table.stays.tolist() == [1, 0, 0] and table.along.tolist() == [0, 1, 0]
+    assert table.coherent.tolist() == [1, 0, 1]
     assert table.read.tolist() == [1, 1, 1]
 
 

@@ -1,5 +1,7 @@
 """Transfer: how far a subject became the source's (gain), and how much of the rest stayed the target's (keep)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -8,6 +10,17 @@ from .. import toyworld
 from . import metrics, readout
 
 SUBJECT = ("size", "colour", "shape")
+
+
+def at_one_place(pairs: pd.DataFrame) -> pd.DataFrame:
+    """ToyWorld pairs with every target at its source's place, where tokens of the two subjects meet.
+
+    >>> words = "a red star at the {} on a blue plain ground".format
+    >>> at_one_place(pd.DataFrame({"source": [words("top")], "target": [words("left")]})).target[0]
+    'a red star at the top on a blue plain ground'
+    """
+    scenes = [[toyworld.parse(text) for text in pair] for pair in zip(pairs.source, pairs.target, strict=True)]
+    return pairs.assign(target=[toyworld.caption(replace(b, place=a.place)) for a, b in scenes])
 
 
 def measure(images, captions, pictures, masks, *, others, exact: bool, evaluator: str = "toy") -> pd.DataFrame:
@@ -28,28 +41,32 @@ def measure(images, captions, pictures, masks, *, others, exact: bool, evaluator
 def by_attributes(images, sources, targets, *, sure: float = 0.5) -> pd.DataFrame:
     """What images between ToyWorld captions (source and target of each) show of the two: one row an image, 0 to 1.
 
-    Counted are the words alone in which the captions differ. Gain is the share of the subject's size, colour and shape
-    that is read as the source's, stays the share read as the target's. Keep is the share of all other words that is
-    read as the target's, along the share read as the source's. So the source itself has gain 1 and keep 0, the target
-    gain 0 and keep 1. Read is whether the evaluator is `sure` of every word. Raises ValueError for captions that are
-    not ToyWorld's, and for two that leave nothing to gain or nothing to keep.
+    Counted are the words alone that both captions fix and in which they differ; the companion is left out. Gain is the
+    share of the subject's size, colour and shape that is read as the source's, stays the share read as the target's.
+    Keep is the share of all other words that is read as the target's, along the share read as the source's. So the
+    source itself has gain 1 and keep 0, the target gain 0 and keep 1. Coherent is the share of light and style that is
+    the target's. Read is whether the evaluator is `sure` of every word. Raises ValueError for captions that are not
+    ToyWorld's, and for two that leave nothing to gain or nothing to keep.
     """
     seen = readout.read_attributes(images)
     rows = []
     for (_, words), source, target in zip(seen.iterrows(), sources, targets, strict=True):
         a, b = vars(toyworld.parse(source)), vars(toyworld.parse(target))
-        differ = [name for name in a if a[name] != b[name]]
-        new, old = [n for n in differ if n in SUBJECT], [n for n in differ if n not in SUBJECT]
+        differ = [name for name in a if None not in (a[name], b[name]) and a[name] != b[name]]
+        new = [name for name in differ if name in SUBJECT]
+        old = [name for name in differ if name not in SUBJECT and not name.startswith("companion")]
         for what, names in (("gain", new), ("keep", old)):
             if not names:
                 part = "subjects" if what == "gain" else "scenes"
                 raise ValueError(f"the {part} of {source!r} and {target!r} do not differ: there is nothing to {what}")
+        whole = [name for name in old if name in ("light", "style")]
         rows.append(
             {
                 "gain": np.mean([words[name] == a[name] for name in new]),
                 "stays": np.mean([words[name] == b[name] for name in new]),
                 "keep": np.mean([words[name] == b[name] for name in old]),
                 "along": np.mean([words[name] == a[name] for name in old]),
+                "coherent": np.mean([words[name] == b[name] for name in whole]) if whole else np.nan,
                 "read": float(words.confidence >= sure),
             }
         )
