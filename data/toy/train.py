@@ -434,7 +434,7 @@ def train_klein(steps, warm=False):
         dropped = torch.rand(batch, 1) < 0.1
         ids, attention = (torch.where(dropped, e, t) for e, t in zip(empty, (ids, attention), strict=True))
         ids, attention = ids.to(DEVICE), attention.to(DEVICE)
-        sigma = torch.sigmoid(0.4 + torch.randn(batch)).to(DEVICE)
+        sigma = torch.sigmoid(1 + torch.randn(batch)).to(DEVICE)  # a shape is decided where noise still hides it
         noise = torch.randn(x.shape).to(DEVICE)
         noisy = x + sigma.view(-1, 1, 1) * (noise - x)
         with bf16():
