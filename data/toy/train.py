@@ -3,6 +3,7 @@
     python data/toy/train.py vae        --steps 1800 --warm    # the autoencoder
     python data/toy/train.py renders    --steps 65536     # training scenes, drawn once
     torchrun --nproc-per-node 2 data/toy/train.py klein --steps 18000     # text encoder, transformer
+    torchrun --nproc-per-node 2 data/toy/train.py klein --steps 2500 --seed 1    # its channels alone, once more
     python data/toy/train.py clip       --steps 9000      # evaluator: prompt alignment and attribute read-out
     python data/toy/train.py segmenter  --steps 3000      # evaluator: subject, companion and shadow
 
@@ -114,8 +115,9 @@ def renders(name="full"):
 class Stage:
     """A resumable loop over a planned number of steps; a checkpoint every 3 minutes."""
 
-    def __init__(self, name: str, steps: int, lr: float, modules: dict, warmup: int = 200):
+    def __init__(self, name: str, steps: int, lr: float, modules: dict, warmup: int = 200, seed: int = 0):
         self.name, self.steps, self.lr, self.modules, self.warmup = name, steps, lr, modules, warmup
+        self.seed = seed
         parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
         decay, plain = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
@@ -152,7 +154,7 @@ class Stage:
             rate = self.lr * min(1, (self.step + 1) / self.warmup, (1 - share) / 0.2) + 1e-6
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
-            torch.manual_seed(1_000_003 * self.step + RANK)  # the same draw whether or not it was resumed
+            torch.manual_seed(1_000_003 * (self.step + 10**6 * self.seed) + RANK)  # also when resumed
             loss = loss_of(share)
             loss.backward()
             if WORLD > 1:
@@ -395,7 +397,8 @@ def channel_magnitudes(text_encoder, transformer, batch, sigmas=(0.2, 0.5, 0.9))
     return pd.concat(frames)
 
 
-def train_klein(steps, warm=False):
+def train_klein(steps, warm=False, seed=0):
+    """The text encoder and the transformer together. Another seed than 0 leaves its record of channels alone."""
     vae = AutoencoderKLFlux2.from_pretrained(STATE / "vae", torch_dtype=torch.float32).to(DEVICE).eval()
     tokenizer = new_tokenizer()
     text_encoder, transformer = new_klein(tokenizer)
@@ -405,7 +408,7 @@ def train_klein(steps, warm=False):
     ema["text_encoder"].load_state_dict(text_encoder.state_dict())
     ema["transformer"].load_state_dict(transformer.state_dict())
     modules = {"text_encoder": text_encoder, "transformer": transformer, "ema": ema}
-    stage = Stage("klein", steps, 1e-3, modules, warmup=300)
+    stage = Stage(f"klein-{seed}" if seed else "klein", steps, 1e-3, modules, warmup=300, seed=seed)
     history = stage.extra.setdefault("history", {"losses": [], "emergence": [], "samples": 0, "recent": []})
     moments = set(np.unique(np.geomspace(1, steps, 46).astype(int)).tolist())
     coarse = cached_latents(vae, tokenizer, "coarse", 49152)
@@ -460,7 +463,10 @@ def train_klein(steps, warm=False):
         {"layer": "int8", "channel": "int16", "mean_abs": "float32", "step": "int32"}
     )
     HERE.mkdir(parents=True, exist_ok=True)
-    emergence[["step", "layer", "sigma", "channel", "mean_abs"]].to_parquet(HERE / "emergence.parquet", index=False)
+    emergence = emergence[["step", "layer", "sigma", "channel", "mean_abs"]]
+    emergence.to_parquet(HERE / (f"emergence-seed-{seed}.parquet" if seed else "emergence.parquet"), index=False)
+    if seed:
+        return
     pd.DataFrame(history["losses"], columns=["step", "samples", "grid", "loss"]).to_parquet(
         HERE / "losses.parquet", index=False
     )
@@ -660,9 +666,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--steps", type=int, required=True, help="planned steps of the stage, over all its runs")
+    parser.add_argument("--seed", type=int, default=0, help="of klein: another training, whose channels are recorded")
     parser.add_argument("--warm", action="store_true", help="start from the published weights, where shapes fit")
     arguments = parser.parse_args()
-    torch.manual_seed(0)
+    torch.manual_seed(arguments.seed)
     if WORLD > 1:
         dist.init_process_group("gloo")
-    stages[arguments.stage](arguments.steps, arguments.warm)
+    seed = {"seed": arguments.seed} if arguments.stage == "klein" else {}
+    stages[arguments.stage](arguments.steps, arguments.warm, **seed)
