@@ -291,5 +291,28 @@ def energy(shares, *, ax):
     return ax
 
 
+def contrast(values, *, ax):
+    """Means over prompts with their 95 % intervals, one below the other: {name: (prompt) or (draw, prompt, 1)}.
+
+    A name that begins with a channel set, as in "top, moved", has its colour.
+    """
+    for y, (name, some) in enumerate(values.items()):
+        value, low, high = paired_interval(some)
+        shade = COLOURS.get(name.partition(",")[0], "#555555")
+        ax.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color=shade)
+    ax.set_yticks(range(len(values)), list(values))
+    ax.invert_yaxis()
+    ax.axvline(0, color="#BBBBBB", lw=0.8)
+    return ax
+
+
+def words(shares, *, ax):
+    """Which word a channel follows, as a picture: a table of shares from 0 to 1, words down and channels across."""
+    ax.imshow(shares.clip(0, 1), cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    ax.set_xticks(range(shares.shape[1]), shares.columns, rotation=90, fontsize="small")
+    ax.set_yticks(range(len(shares)), shares.index)
+    return ax
+
+
 def _every(n: int, most: int = 16) -> list[int]:
     return list(range(0, n, -(-n // most)))
