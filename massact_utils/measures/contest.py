@@ -121,6 +121,21 @@ def transported(pipe, scene: Scene, settings: list[dict], **call) -> list:
         return generate(pipe, prompts, seeds=seeds, **call, **_hook(pipe, callbacks))
 
 
+def anew(pipe, picture, *, caption: str, prompts, ids, cut, settings: dict, seed: int = 0, **call) -> dict:
+    """A picture's subject under new prompts: {(row, prompt): image}, the prompts alone, then a row for each setting.
+
+    `caption` says what is in the picture; `ids` are the channels, and `cut` is as in `untouched`. Settings take the
+    channels "picture" and, as a mask, "picture" or "picture, moved".
+    """
+    pairs = [dict(source=caption, target=prompt, asked=prompt) for prompt in prompts]
+    scene = untouched(pipe, pairs, range(seed, seed + len(pairs)), {"top": ids}, cut, **call)
+    pictured(pipe, scene, [picture] * len(pairs), cut, **call)
+    made = iter([*scene.images["target"], *transported(pipe, scene, list(settings.values()), **call)])
+    columns = [f"prompt {i}" for i in range(len(pairs))]
+    rows = {(row, column): next(made) for row in ("the prompt alone", *settings) for column in columns}
+    return {("the prompt alone", "the picture"): picture} | rows
+
+
 def _one(scene: Scene, s: dict, j: int, rows) -> Transport:
     """The Transport of one row: pair j in setting s."""
     shift = scene.ways[s["mask"]][j] if s["mask"] in scene.ways and s["part"] != "level" else (0, 0)

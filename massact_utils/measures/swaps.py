@@ -39,8 +39,8 @@ def swapped(scenes, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, np.ndarray
 
 
 def noised(pipe, images, captions, seeds, channels, *, layer: int, step: int, at_once: int = 64, **call):
-    """What some channels are when the model sees images, noised to one step, with their captions: (n, N, K) float32, and
-    the tokens' grid. `channels` are ids (rank) or (layer, rank); `call` goes to the pipeline.
+    """What some channels are when the model sees images, noised to one step, with their captions: (n, N, K) float32,
+    and the tokens' grid. `channels` are ids (rank) or (layer, rank); `call` goes to the pipeline.
     """
     record, seeds = Record(channels), [int(seed) for seed in seeds]
     for i in range(0, len(images), at_once):
@@ -50,9 +50,9 @@ def noised(pipe, images, captions, seeds, channels, *, layer: int, step: int, at
     return record[record.steps[0], layer][1].float().cpu().numpy(), record.grid
 
 
-def shares(levels, table: pd.DataFrame) -> pd.DataFrame:
+def shares(levels, table: pd.DataFrame, channels=None) -> pd.DataFrame:
     """Share of each channel's change that swapping a word explains: levels (n, K) of `swapped`'s rows -> a table with a
-    row a word and a column a channel; a column adds up to 1, or is 0 where nothing changed.
+    row a word and a column a channel, named by `channels`; a column adds up to 1, or is 0 where nothing changed.
 
     A word's part is the variance of the level over its swaps, the scene itself among them, within each base and then
     averaged over bases. It is adjusted: variances are unbiased, so that a word with more alternatives has no more.
@@ -61,5 +61,5 @@ def shares(levels, table: pd.DataFrame) -> pd.DataFrame:
     for name in WORDS:
         bases = [np.isin(table.attribute, ["", name]) & (table.base == base) for base in table.base.unique()]
         found[name] = np.mean([levels[rows].var(axis=0, ddof=1) for rows in bases if rows.sum() > 1], axis=0)
-    found = pd.DataFrame(found).T
+    found = pd.DataFrame(found, channels).T
     return found / found.sum().replace(0, 1)

@@ -306,6 +306,22 @@ def contrast(values, *, ax):
     return ax
 
 
+def plane(table, x, y, *, ax):
+    """Arms in a plane of two measures: table which, mode, layer, phase and two measures, a row an image.
+
+    A point is an arm's mean over images and draws, in the colour of its set. Small points are edits in a part of the
+    layers or steps, large ones everywhere; these have their edit beside them.
+    """
+    for (which, mode, layer, phase), some in table.groupby(["which", "mode", "layer", "phase"], sort=False):
+        everywhere, at = layer == phase == "all", some[[x, y]].mean()
+        ax.plot(*at, "o", color=COLOURS.get(which, "#AAAAAA"), ms=7 if everywhere else 3)
+        if everywhere:
+            name = mode if which in COLOURS else which
+            ax.annotate(name, at, xytext=(5, 2), textcoords="offset points", fontsize=8)
+    ax.set(xlabel=x, ylabel=y)
+    return ax
+
+
 def words(shares, *, ax):
     """Which word a channel follows, as a picture: a table of shares from 0 to 1, words down and channels across."""
     ax.imshow(shares.clip(0, 1), cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
