@@ -28,7 +28,7 @@ def test_attributes_of_rendered_scenes():
     assert table.gain.tolist() == [0, 1, 1]
     assert table.keep.tolist() == [1, 0, 1]
     assert table.stays.tolist() == [1, 0, 0] and table.along.tolist() == [0, 1, 0]
-    assert table.coherent.tolist() == [1, 0, 1]
+    assert table.coherent.tolist() == [1, 0, 1] == (table.whole * table.lit).tolist()
     assert table.exchange.tolist() == [0, 0, 1]
     assert table.read.tolist() == [1, 1, 1] and table.place.isna().all()
 
@@ -60,6 +60,8 @@ def test_only_an_exchange_scores(bundled):
     for name, some in arms.items():
         table = transfer.by_attributes(some, texts["source"], texts["target"], images["target"])
         score[name] = table.exchange.mean()
+        if name.startswith("pasted"):
+            assert table.lit.mean() < 0.2, "a pasted subject is lit from its own side"
     assert score["source"] == score["target"] == 0
     assert max(score["pasted"], score["pasted there"]) < 0.1
     assert score["asked"] > 0.9, "what is asked for in words, rendered, is a perfect exchange"

@@ -51,8 +51,8 @@ def by_attributes(images, sources, targets, pictures, *, sure: float = 0.5) -> p
     - gain: share of the subject's size, colour and shape that is read as the source's; stays: as the target's.
     - keep: share of ground and pattern that is read as the target's; along: as the source's.
     - place: whether the subject is read to be at the target's place; nan where the places do not differ.
-    - coherent: whether light and style are read as on the untouched target (`pictures`), and the subject's own pixels
-      are lit from the same side (`readout.lit_from`): 1 where all three agree, else 0.
+    - whole: whether light and style are both read as on the untouched target (`pictures`); lit: whether the subject's
+      own pixels are lit from the same side (`readout.lit_from`); coherent: 1 where all of this is so, else 0.
     - exchange = gain * keep * coherent: 1 for the source's subject drawn into the target's picture; 0 for the source,
       for the target, and about 0 where a subject is pasted, since it brings its own light and style.
     - read: whether the evaluator is `sure` of every word.
@@ -76,9 +76,11 @@ def by_attributes(images, sources, targets, pictures, *, sure: float = 0.5) -> p
             "keep": np.mean([words[name] == b[name] for name in old]),
             "along": np.mean([words[name] == a[name] for name in old]),
             "place": float(words.place == b["place"]) if "place" in differ else np.nan,
-            "coherent": float(lit[i] == was_lit[i] and all(words[name] == intact[name].iloc[i] for name in WHOLE)),
+            "whole": float(all(words[name] == intact[name].iloc[i] for name in WHOLE)),
+            "lit": float(lit[i] == was_lit[i]),
             "read": float(words.confidence >= sure),
         }
+        row["coherent"] = row["whole"] * row["lit"]
         rows.append(row | {"exchange": row["gain"] * row["keep"] * row["coherent"]})
     return pd.DataFrame(rows)
 

@@ -310,14 +310,15 @@ def plane(table, x, y, *, ax):
     """Arms in a plane of two measures: table which, mode, layer, phase and two measures, a row an image.
 
     A point is an arm's mean over images and draws, in the colour of its set. Small points are edits in a part of the
-    layers or steps, large ones everywhere; these have their edit beside them.
+    layers or steps, large ones everywhere; of these the top set's have their edit beside them, and what is no set its
+    name.
     """
     for (which, mode, layer, phase), some in table.groupby(["which", "mode", "layer", "phase"], sort=False):
         everywhere, at = layer == phase == "all", some[[x, y]].mean()
         ax.plot(*at, "o", color=COLOURS.get(which, "#AAAAAA"), ms=7 if everywhere else 3)
-        if everywhere:
-            name = mode if which in COLOURS else which
-            ax.annotate(name, at, xytext=(5, 2), textcoords="offset points", fontsize=8)
+        if everywhere and (which == "top" or which not in COLOURS):
+            ax.annotate(mode if which == "top" else which, at, xytext=(5, 2), textcoords="offset points", fontsize=8)
+    ax.margins(x=0.2)
     ax.set(xlabel=x, ylabel=y)
     return ax
 
