@@ -91,6 +91,24 @@ def test_a_picture_becomes_a_source(scene):
     assert set(scene.ways) == {"moved", "a source, moved", "a target, moved"}
 
 
+def test_a_picture_comes_under_new_prompts(scene):
+    pipe, scene = scene
+    prompts, ids = (
+        ["a red star on a blue plain ground", "a cyan ring on a red plain ground"],
+        scene.records["top"].channels,
+    )
+    given = dict(caption=scene.prompts["source"][0], prompts=prompts, ids=ids, cut=cut, seed=3)
+    settings = {
+        "nothing": setting(channels="picture", strength=0.0),
+        "all": setting(channels="picture", mask="picture"),
+    }
+    images = contest.anew(pipe, scene.images["source"][0], settings=settings, **given, **CALL)
+    assert list(images)[:3] == [("the prompt alone", name) for name in ("the picture", "prompt 0", "prompt 1")]
+    for column in ("prompt 0", "prompt 1"):
+        assert close(images["nothing", column], images["the prompt alone", column])
+        assert not close(images["all", column], images["the prompt alone", column], 20)
+
+
 def test_what_a_setting_does_not_have_is_refused(scene):
     pipe, scene = scene
     with pytest.raises(ValueError, match="a setting has no stength"):
