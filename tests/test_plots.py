@@ -94,3 +94,29 @@ def test_tiles_show_each_map_by_its_sign_and_a_videos_first_frame(ax):
     assert picture[0, 1] == 1 and picture[1, 4 + 2] == -1  # one white column between two maps
     assert np.nansum(np.abs(picture)) == 2
     assert [text.get_text() for text in ax.texts] == ["7", "1", "9"]
+
+
+def test_a_contrast_has_a_dot_for_each_name_at_its_mean(ax):
+    draws = np.arange(16.0).reshape(8, 2, 1)
+    assert plots.contrast({"top, moved": np.array([1.0, 3.0]), "outside": draws}, ax=ax) is ax
+    dots = [container.lines[0] for container in ax.containers]
+    assert [(float(dot.get_xdata()[0]), float(dot.get_ydata()[0])) for dot in dots] == [(2, 0), (7.5, 1)]
+    assert [to_hex(dot.get_color()) for dot in dots] == [plots.COLOURS[name].lower() for name in ("top", "outside")]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["top, moved", "outside"] and ax.yaxis_inverted()
+
+
+def test_a_plane_has_a_point_for_each_arm_and_names_the_edits_that_are_everywhere(ax):
+    rows = [("top", "zero", "all", "all", 1.0, 4.0), ("top", "zero", "all", "all", 3.0, 6.0)]
+    rows += [("top", "zero", "3", "all", 0.5, 0.5), ("other noise", "zero", "all", "all", 2.0, 0.0)]
+    table = pd.DataFrame(rows, columns=["which", "mode", "layer", "phase", "detail", "lost"])
+    assert plots.plane(table, "detail", "lost", ax=ax) is ax
+    points = {(float(line.get_xdata()[0]), float(line.get_ydata()[0])): line.get_markersize() for line in ax.lines}
+    assert list(points) == [(2, 5), (0.5, 0.5), (2, 0)] and points[2, 5] == points[2, 0] > points[0.5, 0.5]
+    assert [text.get_text() for text in ax.texts] == ["zero", "other noise"]
+
+
+def test_words_have_a_cell_for_each_channel(ax):
+    shares = pd.DataFrame([[1.0, 0.25], [0.0, 0.75]], ["ground", "shape"], [17, 4])
+    assert plots.words(shares, ax=ax) is ax
+    assert ax.images[0].get_array().tolist() == shares.values.tolist()
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["17", "4"]

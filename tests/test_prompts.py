@@ -33,6 +33,7 @@ def test_toyworld_pairs_differ_in_what_their_kind_says_and_in_all_around():
         around = {"ground", "pattern", "place", "light", "style"}
         differ = {n for n in toyworld.ATTRIBUTES if getattr(source, n) != getattr(target, n)}
         assert differ == subject[pair.kind] | around
+        assert not {source.colour, target.colour} & {source.ground, target.ground}, "a subject vanishes in a ground"
     assert len({*pairs.source, *pairs.target}) == 2 * len(pairs), "a caption stands in two pairs"
     assert pairs.groupby(["split", "kind"]).size().unstack().loc[["tune", "report"]].values.tolist() == [
         [8] * 3,
@@ -40,9 +41,14 @@ def test_toyworld_pairs_differ_in_what_their_kind_says_and_in_all_around():
     ]
 
 
-@pytest.mark.parametrize("name", ["toyworld-pairs", "everyday-pairs"])
-def test_half_of_the_pairs_are_for_tuning_and_any_beginning_is_balanced(name):
-    pairs = mu.prompts.read_pairs(name)
+def test_any_beginning_of_the_toyworld_pairs_to_tune_or_report_on_is_balanced():
+    for _, pairs in mu.prompts.read_pairs("toyworld-pairs").groupby("split"):
+        for n in (3, 6, 12):
+            assert pairs.kind[:n].value_counts().to_dict() == {"shape": n / 3, "colour": n / 3, "both": n / 3}
+
+
+def test_half_of_the_everyday_pairs_are_for_tuning_and_any_beginning_is_balanced():
+    pairs = mu.prompts.read_pairs("everyday-pairs")
     for n in (6, 12, len(pairs)):
         counts = pairs[:n].groupby(["kind", "split"]).size()
         assert counts.index.to_list() == [(k, s) for k in ("colour", "several", "subject") for s in ("report", "tune")]

@@ -2,8 +2,9 @@
 
 toyworld.txt are captions of the test split, drawn at random. toyworld-pairs.csv are pairs of them for transport. Source
 and target of a pair differ in ground, pattern, place, light and style, so that neither returning the source nor pasting
-it scores. Their subjects differ in shape ("shape"), in colour ("colour") or in both ("both"). No caption stands in two
-pairs, so that the rows to tune on and the rows to report share nothing.
+it scores. Their subjects differ in shape ("shape"), in colour ("colour") or in both ("both"). Neither subject has the
+colour of one of the two grounds, so that each can stand on the other's. No caption stands in two pairs, so that the
+rows to tune on and the rows to report share nothing.
 """
 
 from pathlib import Path
@@ -33,7 +34,9 @@ def pairs(tune: int = 8, report: int = 32, seed: int = 0) -> str:
                 words = {name: two[name] for name in ALWAYS}
                 words |= {name: two[name] if name in subject else two[name][[0, 0]] for name in KINDS["both"]}
                 source, target = ({name: str(word[i]) for name, word in words.items()} for i in (0, 1))
-                if any(words["colour"][i] == words["ground"][i] for i in (0, 1)):
+                if set(words["colour"]) & set(
+                    words["ground"]
+                ):  # also: a subject that would vanish in the other's ground
                     continue
                 source, target = Scene(**source), Scene(**target)
                 if {split_of(source), split_of(target)} == {"test"} and not {source, target} & used:

@@ -6,6 +6,7 @@ They know the words and shapes of ToyWorld alone; what serves any model is in `m
 import numpy as np
 import pandas as pd
 import torch
+from scipy.ndimage import binary_erosion
 from transformers import SegformerForSemanticSegmentation
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
@@ -76,3 +77,23 @@ def segment(images, *, device=None) -> dict[str, np.ndarray]:
         classes.append(logits.argmax(1).cpu().numpy())
     classes = np.concatenate(classes)
     return {name: classes == i for i, name in model.config.id2label.items() if name != "background"}
+
+
+def lit_from(images, masks) -> list[str]:
+    """The light of ToyWorld, "left", "right" or "above", in which each subject is drawn: the side to which its pixels
+    get brighter, as the slope of a plane fitted to them. "" where the mask (B, H, W) is smaller than 16 pixels.
+
+    No evaluator is asked: it is a second opinion on the CLIP's "light", and of the subject alone.
+    """
+    rays = {name: np.array(ray) / np.hypot(*ray) for name, ray in toyworld.LIGHTS.items()}
+    out = []
+    for image, mask in zip(images, masks, strict=True):
+        inner = binary_erosion(mask, iterations=max(1, len(mask) // 32))  # without outline and soft border
+        y, x = np.nonzero(inner if inner.sum() >= 16 else mask)
+        if len(y) < 16:
+            out.append("")
+            continue
+        bright = np.asarray(image, float).sum(-1)[y, x]
+        slope = np.linalg.lstsq(np.stack([x, y, np.ones(len(x))], 1), bright, rcond=None)[0][:2]
+        out.append(max(rays, key=lambda name: -(slope @ rays[name])))
+    return out

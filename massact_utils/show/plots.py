@@ -291,5 +291,45 @@ def energy(shares, *, ax):
     return ax
 
 
+def contrast(values, *, ax):
+    """Means over prompts with their 95 % intervals, one below the other: {name: (prompt) or (draw, prompt, 1)}.
+
+    A name that begins with a channel set, as in "top, moved", has its colour.
+    """
+    for y, (name, some) in enumerate(values.items()):
+        value, low, high = paired_interval(some)
+        shade = COLOURS.get(name.partition(",")[0], "#555555")
+        ax.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color=shade)
+    ax.set_yticks(range(len(values)), list(values))
+    ax.invert_yaxis()
+    ax.axvline(0, color="#BBBBBB", lw=0.8)
+    return ax
+
+
+def plane(table, x, y, *, ax):
+    """Arms in a plane of two measures: table which, mode, layer, phase and two measures, a row an image.
+
+    A point is an arm's mean over images and draws, in the colour of its set. Small points are edits in a part of the
+    layers or steps, large ones everywhere; of these the top set's have their edit beside them, and what is no set its
+    name.
+    """
+    for (which, mode, layer, phase), some in table.groupby(["which", "mode", "layer", "phase"], sort=False):
+        everywhere, at = layer == phase == "all", some[[x, y]].mean()
+        ax.plot(*at, "o", color=COLOURS.get(which, "#AAAAAA"), ms=7 if everywhere else 3)
+        if everywhere and (which == "top" or which not in COLOURS):
+            ax.annotate(mode if which == "top" else which, at, xytext=(5, 2), textcoords="offset points", fontsize=8)
+    ax.margins(x=0.2)
+    ax.set(xlabel=x, ylabel=y)
+    return ax
+
+
+def words(shares, *, ax):
+    """Which word a channel follows, as a picture: a table of shares from 0 to 1, words down and channels across."""
+    ax.imshow(shares.clip(0, 1), cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    ax.set_xticks(range(shares.shape[1]), shares.columns, rotation=90, fontsize="small")
+    ax.set_yticks(range(len(shares)), shares.index)
+    return ax
+
+
 def _every(n: int, most: int = 16) -> list[int]:
     return list(range(0, n, -(-n // most)))
