@@ -141,7 +141,7 @@ def test_collapsed_images():
     for made, share in ((images, 0), (flat, 1)):
         table = metrics.compare(made, images, prompts, others=others)
         assert table.collapsed.mean() == share
-    assert metrics.compare(noise(8), images, prompts, others=others).collapsed.mean() > 0.5
+    assert metrics.compare(noise(32), *sample(32), others=sample(32, seed=6)[1]).collapsed.mean() > 0.5
     assert not metrics.collapsed(images, [0.5] * 8, [0.4] * 8).any()
     assert metrics.collapsed(images, [0.3] * 8, [0.4] * 8).all()
 
