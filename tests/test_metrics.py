@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import CLIPModel, CLIPProcessor, Dinov2Config, Dinov2Model
+from transformers import AutoImageProcessor, AutoTokenizer, Dinov2Config, Dinov2Model, VisionTextDualEncoderModel
 
 from massact_utils import places, toyworld
 from massact_utils.measures import metrics, readout
@@ -22,10 +22,8 @@ def renders(request):
 
 def test_attributes_are_read_as_well_as_the_card_says(renders):
     recorded, scenes, images, _ = renders
-    read, said = readout.read_attributes(images), pd.DataFrame(map(vars, scenes))
-    right = (
-        (read[list(said)] == said).where(said.notna()).astype(float).mean().drop(list(said.filter(like="companion")))
-    )
+    read, said = readout.read_attributes(images), pd.DataFrame(map(vars, scenes))[list(readout.WORDS)]
+    right = (read[list(said)] == said).mean()  # a drawn scene leaves nothing open
     assert all(right[name] > recorded[name] - 0.06 for name in right.index), right.to_dict()  # 128 images
     assert right.min() > 0.8
     assert read.confidence.between(0, 1).all()
@@ -72,11 +70,13 @@ def noise(n, size=96):
 def test_alignment_is_the_cosine_of_the_clip_and_finds_the_prompt():
     images, prompts = sample()
     found = metrics.alignment(images, prompts)
-    model = CLIPModel.from_pretrained(places.data("toy") / "clip", dtype=torch.float32)
-    processor = CLIPProcessor.from_pretrained(places.data("toy") / "clip", backend="pil")
+    folder = places.data("toy") / "clip"
+    model = VisionTextDualEncoderModel.from_pretrained(folder, dtype=torch.float32)
+    text = AutoTokenizer.from_pretrained(folder)(prompts, return_tensors="pt", padding=True)
+    pixels = AutoImageProcessor.from_pretrained(folder, backend="pil")(images, return_tensors="pt")
     with torch.no_grad():
-        out = model(**processor(images=images, text=prompts, return_tensors="pt"))
-    cosines = (out.image_embeds * out.text_embeds).sum(-1)
+        out = model(**text, **pixels)
+    cosines = torch.nn.functional.cosine_similarity(out.image_embeds, out.text_embeds)
     np.testing.assert_allclose(found, cosines, atol=1e-5)
     assert (found > metrics.alignment(images, prompts[1:] + prompts[:1])).all()
     assert found.mean() > metrics.alignment(noise(16), prompts).mean() + 0.2
@@ -141,7 +141,7 @@ def test_collapsed_images():
     for made, share in ((images, 0), (flat, 1)):
         table = metrics.compare(made, images, prompts, others=others)
         assert table.collapsed.mean() == share
-    assert metrics.compare(noise(8), images, prompts, others=others).collapsed.mean() > 0.5
+    assert metrics.compare(noise(32), *sample(32), others=sample(32, seed=6)[1]).collapsed.mean() > 0.5
     assert not metrics.collapsed(images, [0.5] * 8, [0.4] * 8).any()
     assert metrics.collapsed(images, [0.3] * 8, [0.4] * 8).all()
 
@@ -153,7 +153,7 @@ def test_attributes_that_are_right():
     drawn = list(toyworld.render([blue], seed=0)[0])
     right = readout.attributes_right(drawn, ["a large green star at the left on a blue striped ground"]).iloc[0]
     assert right.colour == 0 and right[["size", "shape", "place", "ground", "pattern"]].sum() >= 4
-    assert right[["light", "style", "companion_shape", "companion_colour"]].isna().all(), "the caption leaves it open"
+    assert right[["light", "style"]].isna().all(), "the caption leaves it open"
 
 
 def test_an_image_encoder_by_folder(tmp_path):

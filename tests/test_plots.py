@@ -45,6 +45,25 @@ def test_means_have_an_interval_over_images_and_none_over_draws(ax):
     assert (low + high) / 2 == pytest.approx(2.5) and high - low == pytest.approx(2 * 12.706 * 0.5, rel=1e-3)
 
 
+def test_bars_lie_in_groups_and_each_ends_at_its_mean(ax):
+    values = {"subject": {"top": [0.2, 0.4], "pixels": [0.6, 0.8]}, "ground": {"top": [0.5, 0.7], "pixels": [0.1, 0.1]}}
+    assert plots.bars(values, ax=ax) is ax
+    found = {
+        (round(bar.get_y() + bar.get_height() / 2), to_hex(bar.get_facecolor()).upper()): bar for bar in ax.patches
+    }
+    for at, group in enumerate(values.values()):
+        for name, scores in group.items():
+            assert found[at, plots.COLOURS[name]].get_width() == pytest.approx(np.mean(scores))
+    assert [label.get_text() for label in ax.get_yticklabels()] == [*values]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["top", "pixels"]
+
+
+def test_small_pictures_have_no_side_above_the_limit_and_the_images_own_pixels():
+    images = np.random.default_rng(0).integers(0, 256, (2, 96, 300, 3))
+    found = plots.small(images, 128)
+    assert found.shape == (2, 96, 100, 3) and (found == images[:, :, ::3]).all()
+
+
 def test_a_response_has_the_mean_of_every_set_in_its_colour(ax):
     table = pd.DataFrame(
         {"k": [1, 1, 8, 8] * 2, "lost": [0, 2, 4, 8, 1, 1, 2, 2.0], "which": ["top"] * 4 + ["bottom"] * 4}

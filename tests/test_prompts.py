@@ -53,7 +53,19 @@ def test_half_of_the_everyday_pairs_are_for_tuning_and_any_beginning_is_balanced
         counts = pairs[:n].groupby(["kind", "split"]).size()
         assert counts.index.to_list() == [(k, s) for k in ("colour", "several", "subject") for s in ("report", "tune")]
         assert set(counts) == {n // 6}
-    assert not set(pairs[pairs.split == "tune"].source) & set(pairs[pairs.split == "report"].source)
+
+
+@pytest.mark.parametrize("split", ["tune", "report"])
+def test_any_beginning_of_the_toyworld_pairs_is_balanced(split):
+    pairs = mu.prompts.read_pairs("toyworld-pairs").query("split == @split")
+    for n in range(3, len(pairs) + 1, 3):
+        assert pairs[:n].kind.value_counts().to_dict() == dict.fromkeys(("shape", "colour", "both"), n // 3)
+
+
+@pytest.mark.parametrize("name", ["toyworld-pairs", "everyday-pairs"])
+def test_pairs_to_tune_on_share_no_source_with_those_to_report(name):
+    sources = mu.prompts.read_pairs(name).groupby("split").source.agg(set)
+    assert not sources["tune"] & sources["report"]
 
 
 def test_everyday_prompts_are_distinct_and_short_enough_for_every_text_encoder():

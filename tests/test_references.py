@@ -108,7 +108,7 @@ def test_foreign_code_of_the_hub_has_to_be_pinned(revision, scenes):
 
 
 def test_what_is_no_segmenter_is_refused(scenes):
-    with pytest.raises(ValueError, match="CLIPConfig, not a segmentation model"):
+    with pytest.raises(ValueError, match="VisionTextDualEncoderConfig, not a segmentation model"):
         references.subject_masks(scenes[0], places.data("toy") / "clip")
     with pytest.raises(ValueError, match="no images"):
         references.subject_masks([])

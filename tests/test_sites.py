@@ -66,3 +66,11 @@ def test_images_without_a_value_do_not_choose():
 def test_an_unknown_arm_is_named():
     with pytest.raises(KeyError, match=r"no arm 'bottom'; there are top, top, border, outside"):
         sites.best(table(), "bottom", ["heat"])
+
+
+def test_a_line_is_above_another_from_the_first_step_where_the_interval_says_so():
+    rng = np.random.default_rng(0)
+    other = xr.DataArray(rng.normal(0, 0.01, (3, 8)), dict(step=[1.0, 0.5, 0.1]), ("step", "caption"))
+    line = other + xr.DataArray([0.0, 0.3, 0.5], dims="step") + rng.normal(0, 0.01, (3, 8))
+    assert sites.first_above(line, other) == 0.5
+    assert sites.first_above(other, line) is None

@@ -8,6 +8,7 @@ A table is what `masks.overlaps` gives, (image, rule, arm, layer, step), with a 
 import numpy as np
 import xarray as xr
 
+from .evidence import paired_interval
 from .masks import POLARITIES
 
 SITE = ("arm", "rule", "layer", "step")
@@ -60,3 +61,11 @@ def over_steps(table: xr.DataArray, arms, rules=POLARITIES) -> xr.DataArray:
     lines = [reported(table, best(table, arms, rules, [step])) for step in table.step.values]
     lines = [line.mean("draw") if "draw" in line.dims else line for line in lines]
     return xr.concat(lines, "step", coords="minimal", compat="override").assign_coords(step=table.step.values)
+
+
+def first_above(line: xr.DataArray, other: xr.DataArray) -> float | None:
+    """The first step at which a line (step, images) surely lies above another, by its 95 % interval; None: at none."""
+    for i, step in enumerate(line.step.values):
+        if paired_interval(line.isel(step=i, drop=True), other.isel(step=i, drop=True))[1] > 0:
+            return step.item()
+    return None

@@ -8,6 +8,7 @@ from io import BytesIO
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from PIL import Image
 
@@ -22,6 +23,7 @@ COLOURS = {
     "median": "#777777",
     "caption": "#000000",
     "own guess": "#56B4E9",
+    "pixels": "#E69F00",
 }
 COLOURS["all"] = COLOURS["median"]
 
@@ -51,6 +53,11 @@ def thumbnail(image, most: int = 192) -> bytes:
     file, scale = BytesIO(), min(1, most / max(image.size))
     image.resize([max(round(side * scale), 1) for side in image.size]).save(file, "PNG")
     return file.getvalue()
+
+
+def small(images, most: int) -> np.ndarray:
+    """Images (B, H, W, 3) by every n-th pixel, so that no side has more than `most`."""
+    return images[:, :: -(-images.shape[1] // most), :: -(-images.shape[2] // most)]
 
 
 def picture(png: bytes) -> np.ndarray:
@@ -265,6 +272,28 @@ def means(x, line, *, ax, label: str):
     error = np.abs(ends[:, 1:] - ends[:, :1]).T
     look = dict(marker="o", ms=4, lw=1.5, elinewidth=0.8)
     ax.errorbar(x, ends[:, 0], error, color=COLOURS.get(label), label=label, **look)
+    return ax
+
+
+def bars(values: dict, *, ax):
+    """Means with their 95 % intervals as bars that lie: values, {group: {name: scores (image), or (draw, image)}}.
+
+    Groups run down the axis; in each, names have their colours, and a legend where there are several. A group of one
+    name "" has the colour of the group.
+    """
+    names = list(dict.fromkeys(name for group in values.values() for name in group))
+    height = 0.8 / len(names)
+    for at, (group, scores) in enumerate(values.items()):
+        for name, score in scores.items():
+            mean, low, high = paired_interval(score)
+            y = at + (names.index(name) - (len(names) - 1) / 2) * height
+            look = dict(color=COLOURS.get(name or group, "#BBBBBB"), height=height, ecolor="black")
+            ax.barh(y, mean, xerr=[[mean - low], [high - mean]], error_kw=dict(elinewidth=0.8), **look)
+    ax.set(yticks=range(len(values)), yticklabels=values, xlim=(0, 1))
+    ax.invert_yaxis()
+    if len(names) > 1:
+        patches = [Patch(color=COLOURS.get(name, "#BBBBBB"), label=name) for name in names]
+        ax.legend(handles=patches, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
