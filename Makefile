@@ -1,6 +1,6 @@
 SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: environment workbook test lint notebooks bench site gpu help
+.PHONY: environment workbook test lint notebooks evidence ledger bench site gpu help
 
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -27,11 +27,14 @@ help:
 	@echo "make site        the notebooks and the reference of the package as pages: build/site/index.html"
 	@echo "make gpu         every notebook on a real model, into runs/gpu/: MODEL=$(MODEL) N_PROMPTS=$(N_PROMPTS) DEVICE=$(DEVICE)"
 	@echo "make notebooks   execute the notebooks in place, outputs and counts kept, for committing"
+	@echo "make evidence    the notebooks at the size that decides, into docs/evidence/; goes on where it stopped (MODEL=toy)"
+	@echo "make ledger      README's table, docs/ledger.md and the notebooks' boxes from what docs/ holds; seconds"
 	@echo
 	@echo "NOTEBOOKS='...'          those that workbook and gpu execute (now: $(NOTEBOOKS))"
 	@echo "PYTHON=python3.12        the interpreter .venv is made from (3.11 or newer; now: $(PYTHON))"
 	@echo "PIP_FLAGS='...'          more flags for pip install; on Linux without a GPU, torch without its CUDA packages:"
 	@echo "                         make PIP_FLAGS='--extra-index-url $(CPU_WHEELS)'"
+	@echo "FLAGS='--shards 8'       flags of docs/evidence/make.py and of the sweep, for evidence"
 	@echo "CONSTRAINTS=/dev/null    the newest versions pyproject.toml allows, instead of the pins in constraints.txt"
 	@echo "PYTEST_ADDOPTS='...'     more flags for pytest, such as -x or --junitxml=report.xml"
 
@@ -50,7 +53,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "No GPU found: PIP_FLAGS='--extra-index-url $(CPU_WHEELS)' would leave out torch's CUDA packages (make help)."
 	@echo "Installing into .venv; the first time takes minutes."
 	@set -o pipefail; $(PIP) --upgrade pip | $(QUIETER)
-	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[batch,test]' | $(QUIETER)
+	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[batch,test,site]' | $(QUIETER)
 	@touch $@
 
 workbook: $(STAMP)
@@ -76,21 +79,23 @@ notebooks: $(STAMP)
 	@set -e; for nb in notebooks/*.ipynb; do \
 	  MASSACT_RUNS="$(CURDIR)/runs/notebooks" $(BIN)/python -m nbconvert --to notebook --execute --coalesce-streams --inplace "$$nb"; \
 	  $(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "$(VOLATILE)" "$$nb"; done
-	$(BIN)/python -c 'from massact_utils.results import claims; claims.publish("runs/notebooks")'  # the README's table
+	$(BIN)/python -c 'from massact_utils.results import published; published.publish("runs/notebooks")'
 	$(BIN)/python docs/page_one.py runs/notebooks docs/page_one.png
+
+# What each notebook runs with stands in docs/evidence/sizes.json.
+evidence: MODEL = toy
+evidence: $(STAMP)
+	$(BIN)/python docs/evidence/make.py $(MODEL) $(FLAGS)
+
+ledger: $(STAMP)
+	$(BIN)/python -c 'from massact_utils.results import published; published.publish()'
 
 bench: $(STAMP)
 	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[bench]' | $(QUIETER)
 	$(BIN)/python benchmarks/probe_cost.py
 
-# The pages are made from a copy, so that links between files are the ones GitHub shows.
 site: $(STAMP)
-	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[site]' | $(QUIETER)
-	rm -rf build/site build/site-source && mkdir -p build/site-source/data/toy build/site-source/benchmarks build/site-source/tests
-	cp -r site/* README.md CHANGELOG.md CITATION.cff LICENSE notebooks docs build/site-source
-	for folder in data data/toy benchmarks tests; do \
-	  find $$folder -maxdepth 1 \( -name '*.md' -o -name '*.png' -o -name '*.webp' -o -name '*.py' \) -exec cp {} build/site-source/$$folder \; ; done
-	$(BIN)/python -m sphinx -W --keep-going -q build/site-source build/site
+	$(BIN)/python site/build.py build/site
 	@echo "Open build/site/index.html"
 
 # The second run finds the work done: it only reads, draws and checks. nbval runs a notebook in its own folder, from which the

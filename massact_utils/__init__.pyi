@@ -1,6 +1,7 @@
 from . import measures, models, places, probes, prompts, results, show, toyworld
 from .measures import evidence, metrics
 from .measures.masks import iou, token_masks
+from .models.cost import cost
 from .models.families import Block, blocks
 from .models.load import generate, load
 from .probes.attach import Site, attach
@@ -22,6 +23,7 @@ __all__ = [
     "Transport",
     "attach",
     "blocks",
+    "cost",
     "evidence",
     "explorers",
     "generate",

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.browser
 
@@ -176,7 +177,8 @@ def test_runs_without_errors(notebook, say):
 def test_every_explorer_is_there(notebook):
     code = "\n".join("".join(cell["source"]) for cell in notebook.cells if cell["cell_type"] == "code")
     found = explorers(notebook)
-    assert len(found) == len(re.findall(EXPLORERS, code)) > 0
+    assert len(found) == len(re.findall(EXPLORERS, code))
+    assert found or "mu.Run(" not in code
     for number, explorer in enumerate(found, 1):
         explorer.evaluate("it => it.scrollIntoView()")
         screenshot(notebook.page, f"{notebook.name}-explorer-{number}")
@@ -205,6 +207,19 @@ def test_every_control_is_reached_and_used_with_the_keyboard(notebook, say):
         say(f"\n{notebook.name}, explorer {number}, from the key to the picture: {', '.join(took)}")
         explorer.evaluate("it => it.scrollIntoView()")
         screenshot(notebook.page, f"{notebook.name}-explorer-{number}-used")
+
+
+def test_the_picture_of_an_explorer_is_saved(notebook, tmp_path):
+    for explorer in explorers(notebook):
+        link = explorer.locator("a[download]")
+        assert ".draw(" in explorer.locator("code").inner_text()
+        with notebook.page.expect_download() as started:
+            link.press("Enter")
+        started.value.save_as(tmp_path / "picture.png")
+        assert started.value.suggested_filename.endswith(".png")
+        with Image.open(tmp_path / "picture.png") as picture:
+            shown = explorer.locator("> .widget-image").evaluate("it => [it.naturalWidth, it.naturalHeight]")
+            assert list(picture.size) == shown
 
 
 def test_explorers_follow_the_mouse(notebook):

@@ -1,16 +1,11 @@
-"""A claim's row follows from its statement and its interval; README and site show what the committed ledger says."""
-
-import json
-from pathlib import Path
+"""A claim's row follows from its statement and its interval, and what is written of rows follows from them."""
 
 import pytest
 
-import massact_utils as mu
 from massact_utils.measures import evidence
-from massact_utils.results import claims
+from massact_utils.results import claims, published
 
-ROOT = Path(__file__).parents[1]
-ROWS = json.loads((ROOT / "docs" / "claims.json").read_text())
+ROWS = published.ledger()
 
 
 def row(id="02.a-b", model="toy", value=0.5, n=12, **words):
@@ -18,17 +13,9 @@ def row(id="02.a-b", model="toy", value=0.5, n=12, **words):
     return claims.row(id, model, None, value and (value, value - 0.1, value + 0.1), n=n, **words)
 
 
-def test_the_readme_and_the_site_show_the_ledger():
-    readme = (ROOT / "README.md").read_text()
-    shown = readme.split(claims.MARKS[0])[1].split(claims.MARKS[1])[0]
-    assert shown == claims.table(ROWS), "run `make notebooks`, or claims.publish on a folder of runs"
-    assert (ROOT / "docs" / "ledger.md").read_text() == claims.page(ROWS), "the same"
-    assert claims.merge(ROWS, []) == ROWS
-
-
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['id']} {row['model']}")
 def test_a_committed_verdict_is_that_of_its_interval(row):
-    assert list(row) == claims.FIELDS and row["measure"] and row["sentence"].endswith(".")
+    assert list(row) == [*claims.FIELDS, "made"] and row["measure"] and row["sentence"].endswith(".")
     if row["threshold"] is None:
         assert row["note"] and row["verdict"] != "contradicted"
     else:
@@ -94,7 +81,7 @@ def test_a_claim_that_is_contradicted_stays_in_the_table():
     assert lines[2] == f"{start} 0.5 (0.4 to 0.6), n = 12: holds |"
     assert lines[3] == f"{start} -1.23 (-1.33 to -1.13), n = 12: **contradicted** |"
     assert lines[4].endswith("| not measured |")
-    assert lines[5].endswith("| 0.05 (-0.05 to 0.15), n = 12: **undecided** |")
+    assert lines[5].endswith("| 0.05 (-0.05 to 0.15), n = 12: **undecided**, about 41 would decide |")
     page = claims.page(rows)
     assert "4 rows: 1 holds, 1 contradicted, 2 undecided." in page
     assert "[02](../notebooks/02_disruption.ipynb)" in page
@@ -122,20 +109,33 @@ def test_the_page_goes_from_the_paper_to_others_to_ours():
     assert "## Other papers" not in claims.page(rows[:1])
 
 
-def test_publishing_replaces_a_notebooks_rows_and_keeps_other_models(tmp_path):
-    run = mu.Run(tmp_path / "runs" / "02_disruption" / "ab12", {"model": "toy"})
-    run.claim("02.top-above-bottom", measure="a share", threshold=0)
-    run.claim("02.top-above-bottom", 1.0, 0.9, 1.1, n=64)
-    run.claim("02.told", 1.0, 0.9, 1.1, True, "a share")
-    ledger, readme = tmp_path / "docs" / "claims.json", tmp_path / "README.md"
-    ledger.parent.mkdir()
-    ledger.write_text(json.dumps([row("02.gone"), row("02.kept", model="big"), row("01.kept")]))
-    readme.write_text(f"before\n{claims.MARKS[0]}old\n{claims.MARKS[1]}\nafter\n")
-    claims.publish(tmp_path / "runs", ledger, readme)
-    rows = json.loads(ledger.read_text())
-    assert [r["id"] for r in rows] == ["01.kept", "02.kept", "02.told", "02.top-above-bottom"]
-    assert all(list(r) == claims.FIELDS for r in rows)
-    assert ledger.with_name("ledger.md").read_text() == claims.page(rows)
-    text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith(f"{claims.MARKS[1]}\nafter\n")
-    assert "gone" not in text and "old\n" not in text and "1 (0.9 to 1.1), n = 64: holds" in text
+def test_an_undecided_claim_says_how_many_prompts_would_decide():
+    assert claims.told(row(value=0.05)).endswith("n = 12: **undecided**, about 41 would decide")
+    assert claims.told(row(value=1e-9)).endswith("**undecided**, and 10,000 would not decide")
+    decided = evidence.enough(0.05, -0.05, 0.15, 12)
+    spread = 0.1 / evidence.student.ppf(0.975, 11) * 12**0.5
+    halves = [evidence.student.ppf(0.975, n - 1) * spread / n**0.5 for n in (decided - 1, decided)]
+    assert halves[0] >= 0.05 > halves[1]
+
+
+def test_stale_and_default_runs_are_told_apart():
+    rows = [row() | {"made": "stale"}, row("03.b") | {"made": "evidence"}, row("04.c") | {"made": "default run"}]
+    lines = claims.table(rows, ["02.a-b", "03.b", "04.c"]).splitlines()
+    assert [line.endswith("holds, stale |") for line in lines[2:]] == [True, False, False]
+    told = claims.sources(rows)
+    assert told.startswith(
+        "The numbers on toy are from evidence (03) and stale evidence, made by code that has changed"
+    )
+    assert "a default run, a demonstration with few images (04)" in told and told in claims.page(rows)
+
+
+def test_a_box_has_three_sentences_with_the_numbers_of_every_model():
+    headline = claims.HEADLINES[0]  # of notebook 02
+    rows = [row(headline, model, owner="paper", sentence="Both.") for model in ("toy", "big")]
+    rows += [row("02.a", sentence="One."), row("02.b", sentence="One."), row("02.c", sentence="Two.")]
+    rows += [row("02.d"), row("03.e")]
+    lines = [line for line in claims.box(rows, "02").splitlines() if line.startswith("- ")]
+    assert [line.split("*")[1] for line in lines] == ["Both.", "One.", "Two."]
+    assert "On toy: 0.5 (0.4 to 0.6), n = 12: holds; on big: 0.5 (0.4 to 0.6), n = 12: holds." in lines[0]
+    assert "(Measured: PSNR, dB; claimed: above 0.)" in lines[1]
+    assert "Nothing has been measured yet" in claims.box(rows, "05")

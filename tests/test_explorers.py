@@ -1,6 +1,9 @@
 """Explorers answer their controls: every control changes the picture, and errors are words, not dead widgets."""
 
+import base64
+import html
 import io
+import re
 
 import ipywidgets
 import numpy as np
@@ -26,14 +29,14 @@ def saved(klein):
 
 def controls(box):
     """{name: control}; a tick has its name beside it, a choice what is chosen."""
-    rows = [row.children if isinstance(row, ipywidgets.HBox) else (row,) for row in box.children[:-2]]
+    rows = [row.children if isinstance(row, ipywidgets.HBox) else (row,) for row in box.children[:-3]]
     found = [next(part for part in row if not isinstance(part, ipywidgets.Label)) for row in rows]
     return {control.description or row[0].value: control for control, row in zip(found, rows, strict=True)}
 
 
 def shown(box):
     """The picture, after making sure that no error is shown in its place."""
-    note, picture = box.children[-2:]
+    note, picture, _ = box.children[-3:]
     assert note.value == ""
     return np.asarray(Image.open(io.BytesIO(picture.value)).convert("RGB"))
 
@@ -57,6 +60,21 @@ def check_every_control_changes_the_picture(box):
         assert before.shape != after.shape or (before != after).any(), name
         control.value = old
         assert (shown(box) == before).all(), name
+
+
+def test_the_line_below_a_picture_draws_it_again_and_the_link_holds_it(saved):
+    _, record, images = saved
+    names = dict(mu=mu, record=record, images=images, references=None)
+    box = explorers.masks(record, images)
+    for name, control in controls(box).items():
+        control.value = another(control)
+        foot = box.children[-1].children[0].value
+        line = html.unescape(re.search(r"<code>(.*)</code>", foot)[1])
+        again = eval(line, names)
+        again.savefig(file := io.BytesIO(), format="png", dpi=100)
+        assert (np.asarray(Image.open(file).convert("RGB")) == shown(box)).all(), (name, line)
+        held = base64.b64decode(re.search(r"base64,([^\"]+)", foot)[1])
+        assert held == box.children[-2].value and re.search(rf'download="[^"/]*{name}=[^"/]*\.png"', foot)
 
 
 def test_atlas(saved):
@@ -112,7 +130,19 @@ def test_saved_pictures_are_chosen_by_what_their_names_say(tmp_path):
     box = explorers.saved(tmp_path)
     assert controls(box)["k"].options == ("2", "12", "32")
     controls(box)["k"].value = "32"
-    assert (shown(box) == 32).all() and [row.children[1].value for row in box.children[:-2]] == ["top", "32"]
+    assert (shown(box) == 32).all() and [row.children[1].value for row in box.children[:-3]] == ["top", "32"]
+
+
+def test_the_line_of_a_live_explorer_generates_its_picture_again(klein, saved):
+    scores = saved[0].mean_abs.mean(("image", "step"))
+    for box in (
+        explorers.disruption(klein, scores, PROMPTS[0], **tiny.KLEIN),
+        explorers.transport(klein, PROMPTS, k=2, layer=-1, **tiny.KLEIN),
+    ):
+        controls(box)["strength"].value = 0.5
+        line = html.unescape(re.search(r"<code>(.*)</code>", box.children[-1].children[0].value)[1])
+        again = eval(line, dict(mu=mu, pipe=klein, scores=scores))
+        assert (np.asarray(again.convert("RGB")) == shown(box)).all(), line
 
 
 def test_disruption_at_no_strength_shows_the_image_twice(klein, saved):
@@ -143,6 +173,6 @@ def test_an_error_or_an_interrupt_is_shown_and_the_controls_stay_alive(error):
 
     box = explorers.explorer(draw, k=(1, 3))
     controls(box)["k"].value = 2
-    assert box.children[-2].value == f"{type(error).__name__}: {error}"
+    assert box.children[-3].value == f"{type(error).__name__}: {error}"
     controls(box)["k"].value = 3
     shown(box)

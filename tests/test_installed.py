@@ -16,6 +16,7 @@ SMALL = {  # parameters with which a notebook ends in a minute
     "02_disruption": dict(n_prompts=8, steps=4),
     "03_spatial_clustering": dict(),
     "04_transport": dict(),
+    "05_origins": dict(live_steps=25),
 }
 
 

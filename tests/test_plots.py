@@ -89,14 +89,6 @@ def test_an_atlas_has_a_band_of_steps_for_each_layer_and_a_column_for_each_chann
     assert [label.get_text() for label in ax.get_xticklabels()] == ["31", "2", "8", "5"]
 
 
-def test_a_surface_of_many_tokens_keeps_the_one_that_stands_out():
-    ax = Figure().add_subplot(projection="3d")
-    tokens = np.ones((1000, 700), np.float32)
-    tokens[123, 456] = -50
-    assert plots.surface(tokens, ax=ax) is ax
-    assert ax.get_zlim()[1] >= 50 and len(ax.collections[0].get_facecolor()) <= 160 * 160
-
-
 def test_components_are_bars_that_end_where_the_next_begins(ax):
     shares = pd.DataFrame({"constant": [0.5, 0.1], "prompt": [0.3, 0.2], "seed": [0.2, 0.7]}, index=[44, 189])
     assert plots.components(shares, ax=ax) is ax

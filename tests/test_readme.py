@@ -1,4 +1,4 @@
-"""Every command and every example of the README does what it says.
+"""Every command and every example of the README and of the guides does what it says.
 
 The commands run as written, in a folder that looks like the repository, with `toy` for models that are downloaded. Two
 notebooks hold the real parameters and little else, to save minutes: what their cells compute is compared by nbval.
@@ -24,7 +24,9 @@ from massact_utils.measures import metrics
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = [(token.info, token.content) for token in MarkdownIt().parse(README) if token.type == "fence"]
+GUIDES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("models", "scale")}
+PAGES = [README, *GUIDES.values()]
+BLOCKS = [(token.info, token.content) for page in PAGES for token in MarkdownIt().parse(page) if token.type == "fence"]
 COMMANDS = [line.partition("  #")[0].strip() for info, text in BLOCKS if info == "sh" for line in text.splitlines()]
 EXAMPLES = [text for info, text in BLOCKS if info == "python"]
 
@@ -64,7 +66,7 @@ def repository(tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "notebooks").mkdir()
-    for path in sorted(ROOT.glob("notebooks/*.ipynb"))[:2]:
+    for path in sorted(ROOT.glob("notebooks/0[12]_*.ipynb")):
         nbformat.write(bare(path), folder / "notebooks" / path.name)
     return folder
 
@@ -196,6 +198,15 @@ def test_the_headline_findings_are_those_of_the_ledger():
     assert {id: said[id] for id in HEADLINES} == HEADLINES, "rewrite the sentences above the README's table"
 
 
-def test_links_of_the_readme_lead_somewhere():
-    links = re.findall(r"\]\(((?!http)[^)#]+)", README)
-    assert "docs/results.md" in links and [link for link in links if not (ROOT / link).exists()] == []
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150, "move what is not the question, the findings or the way in to docs/"
+
+
+def test_the_readme_leads_to_the_guides():
+    assert {f"docs/{name}.md" for name in ("models", "scale", "results")} <= set(re.findall(r"\]\((.+?)\)", README))
+
+
+@pytest.mark.parametrize("path", ["README.md", *(f"docs/{name}.md" for name in ("models", "scale", "results"))])
+def test_links_lead_somewhere(path):
+    links = re.findall(r"\]\(\s*((?!http)[^)#]+)", (ROOT / path).read_text())
+    assert [link for link in links if not (ROOT / path).parent.joinpath(link).exists()] == []

@@ -21,7 +21,7 @@ from massact_utils.results import claims, storage
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "results.md").read_text()
 SECTIONS = dict(re.findall(r"^## (0\d_\w+)\n(.*?)(?=^## |\Z)", GUIDE, re.MULTILINE | re.DOTALL))
-NOTEBOOKS = sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb"))
+NOTEBOOKS = sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb") if "mu.Run(" in path.read_text())
 
 
 def columns(section):

@@ -52,6 +52,12 @@ def test_a_notebook_gets_its_parameters_a_folder_and_a_page(folder, capfd):
     assert "good.ipynb failed: RuntimeError: no such thing" in capfd.readouterr().out
 
 
+def test_a_list_is_a_parameter_too(folder):
+    notebook = write_notebook(folder / "a.ipynb", GUARD, RESULT)
+    assert sweep.main([notebook, "--out", "runs", "-p", "layers", "[1, 2]"]) == 0
+    assert json.loads((folder / "runs" / "a" / "result.json").read_text())["layers"] == [1, 2]
+
+
 def test_a_parameter_goes_to_the_notebooks_that_have_it(folder, capfd):
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(new_notebook(cells=[new_code_cell("print('by itself')")], metadata=kernel), folder / "c.ipynb")

@@ -14,7 +14,15 @@ from diffusers import (
     Flux2Transformer2DModel,
 )
 from PIL import Image
-from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
+)
 
 WORDS = "a large small red blue star circle on at the left right background striped plain".split()
 CHAT = (
@@ -193,6 +201,18 @@ def flux_transformer(cls=None, **options):
 def flux_parts(**options):
     empty = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
     return empty | dict(scheduler=flow(), vae=None, transformer=flux_transformer(pooled_projection_dim=8, **options))
+
+
+def flux_whole():
+    """FLUX.1 with its two text encoders and an autoencoder, so that it can be saved, loaded and given prompts."""
+    tokenizer = qwen_tokenizer()
+    words = dict(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    clip = CLIPTextConfig(**words, intermediate_size=16, max_position_embeddings=77, eos_token_id=1)
+    t5 = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    encoders = dict(text_encoder=seeded(CLIPTextModel, clip), text_encoder_2=seeded(T5EncoderModel, t5))
+    vae = kl(scaling_factor=0.3, shift_factor=0.1)
+    parts = flux_parts(guidance_embeds=True) | encoders | dict(tokenizer=tokenizer, tokenizer_2=tokenizer, vae=vae)
+    return diffusers.FluxPipeline(**parts)
 
 
 def flux_call(prompts, **more):

@@ -112,6 +112,23 @@ def needed(values, threshold: float = 0.0) -> float:
     return found if found < MOST else math.inf
 
 
+def enough(value: float, low: float, high: float, n: int, threshold: float = 0.0) -> float:
+    """About how many prompts would decide, from an interval over n of them; inf where no number would.
+
+    As `needed`, where the values are gone: the whole width is taken for that of the prompts, so that a random control
+    of few draws needs more.
+
+    >>> enough(0.5, -1.22, 2.22, n=4)
+    21
+    """
+    if n < 2:
+        raise ValueError(f"an interval needs two prompts or more, not {n}")
+    spread = float((high - low) / 2 / student.ppf(0.975, n - 1)) ** 2 * n
+    distance = abs(value - threshold)
+    found = bisect_left(range(MOST), True, lo=2, key=lambda prompts: _error(0.0, spread, 0.0, 1, prompts) < distance)
+    return found if found < MOST else math.inf
+
+
 def _differences(a, b=None) -> np.ndarray:
     """a, or a - b, as (draw, prompt), a mean over seeds; one draw where there are none."""
     if isinstance(a, xr.DataArray) and isinstance(b, xr.DataArray):

@@ -1,4 +1,4 @@
-"""Sites: every way to make a mask gets the layer and step that suit it, found on some images, reported on others.
+"""Sites: choose the best layer and step of each way to make a mask on some images, and report it on others.
 
 A table is what `masks.overlaps` gives, (image, rule, arm, layer, step), with a coordinate `half` along its images:
 "choose", "report", or anything else for an image that is left out. A control that was drawn several times has the arms

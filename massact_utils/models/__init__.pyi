@@ -1,13 +1,15 @@
-from . import calls, families, guess, infer, latents, load
+from . import calls, cost, families, guess, infer, latents, load, memory
 from .load import KNOWN, defaults
 
 __all__ = [
     "KNOWN",
     "calls",
+    "cost",
     "defaults",
     "families",
     "guess",
     "infer",
     "latents",
     "load",
+    "memory",
 ]

@@ -1,4 +1,4 @@
-"""Guess: what a model takes the finished image for, at every step on the way to it.
+"""Guess: at every step, the finished image as the model predicts it there.
 
 with guesses(pipe) as latents:
     mu.generate(pipe, prompts)

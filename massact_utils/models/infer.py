@@ -1,4 +1,4 @@
-"""Infer: the layout of a transformer class that is not in the table, told from one of its own calls and checked.
+"""Infer: find the layout of a transformer class that is not in the table from one of its calls, and check it.
 
 The image stream is what one block returns and the next takes first; which of its tokens are the target's is told by
 gradients: the model's output depends on exactly those rows of the last block's output, and rows that enter the first

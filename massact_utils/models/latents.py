@@ -1,4 +1,4 @@
-"""Latents: a real image in the place of those a pipeline denoises; and latents of one trajectory blended into another.
+"""Latents: show a real, noised image to a model in the place of its own; blend one trajectory's latents into another.
 
 with noised(pipe, image), mu.attach(pipe, record):
     mu.generate(pipe, prompt)          # what it returns is of no use; what the transformer saw was the image, noised

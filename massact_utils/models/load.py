@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from .. import places
 from .families import CHATS
+from .memory import check_room
 
 TOY = places.data("toy", "klein")
 
@@ -79,18 +80,18 @@ def load(name="toy", *, revision=None, device=None, dtype=None, offload=None):
     `device` is cuda where there is one, else cpu; `dtype` (a torch.dtype or its name) bfloat16 on cuda, float32 on cpu.
     A GPU without bfloat16 of its own, such as Colab's T4, gets float16, or float32 where its range is too small for
     the model (NEEDS_RANGE), and `load` prints which. `offload` keeps weights on the host and brings them in as needed:
-    "model", "sequential" or "group" (needs an accelerator).
+    "model", "sequential" or "group" (needs an accelerator). An empty `device`, `dtype` or `offload` is none given.
 
     Raises ValueError for an unknown name, dtype or offload, FileNotFoundError for a folder that is not a pipeline with
-    safetensors, and RuntimeError, with the reason, for a model that the Hub does not hand over or whose files are
-    damaged.
+    safetensors, and RuntimeError, with the reason, for a model that the Hub does not hand over, whose files are damaged
+    or whose weights are larger than the GPU.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or _best_dtype(str(name), torch.device(device))
     given, dtype = dtype, getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype {given!r} is unknown; allowed: 'bfloat16', 'float32', 'float16' or a torch.dtype")
-    if offload is not None and offload not in OFFLOAD:
+    if offload and offload not in OFFLOAD:
         raise ValueError(f"offload {offload!r} is unknown; allowed: {', '.join(OFFLOAD)}, or None")
     where = _resolve(str(name))
     options = dict(revision=revision, torch_dtype=dtype, use_safetensors=True)
@@ -99,6 +100,7 @@ def load(name="toy", *, revision=None, device=None, dtype=None, offload=None):
             pipe = _from_folder(where, options)
         else:
             pipe = _from_hub(where, options)
+    check_room(pipe, device, offload)
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "sequential":

@@ -145,6 +145,11 @@ class ChannelStats:
             new = torch.cat([new, _quantile(tokens.detach(), self.quantile)[None]])
         self.kept.add(site, new)
 
+    def bytes_of(self, images: int, sites: int, tokens) -> int:
+        """Bytes kept of so many images, at so many blocks x steps, of tokens like these (B, N, D)."""
+        per_image, n = isinstance(self.kept, EachImage), len(self.kept.names)
+        return 4 * tokens.shape[-1] * sites * (images * n if per_image else 2 * n - 1)
+
     def dataset(self) -> xr.Dataset:
         """The table: mean_abs, mean, max_abs, mean_sq over dims (image, step, layer, channel), float32.
 

@@ -62,6 +62,11 @@ class Record:
         parts = [part for _, part in sorted(self.sites[key].items(), key=lambda item: item[0])]
         return parts[0] if len(parts) == 1 else tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
+    def bytes_of(self, images: int, sites: int, tokens) -> int:
+        """Bytes kept of so many images, at so many blocks x steps, of tokens like these (B, N, D)."""
+        value = 2 if tokens.dtype == torch.float32 and not tokens.is_cuda else tokens.element_size()
+        return images * sites * self.k * (8 + value * tokens.shape[1])
+
     def host(self) -> "Record":
         """Move all that was recorded to the host's memory, and give the record back."""
         for parts in self.sites.values():

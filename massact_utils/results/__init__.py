@@ -1,6 +1,7 @@
 """Results: what stays on disk, and how many notebooks are executed.
 
-run (whole batches, each done once), storage, provenance, parameters, claims, sweep.
+run (whole batches, each done once), storage, provenance, parameters, claims, published
+(the evidence and the pages made from it), sweep.
 May import: models, measures (for the verdict of a claim).
 """
 

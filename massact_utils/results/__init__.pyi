@@ -1,4 +1,4 @@
-from . import claims, parameters, provenance, run, storage, sweep
+from . import claims, parameters, provenance, published, run, storage, sweep
 from .run import Incomplete, Run, folder
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "folder",
     "parameters",
     "provenance",
+    "published",
     "run",
     "storage",
     "sweep",

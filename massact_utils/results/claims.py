@@ -1,6 +1,6 @@
 """The ledger of claims: what was stated before a computation, what it found, and the tables of README and site.
 
-Notebooks leave rows in claims.json by `Run.claim`; `publish` brings them into the committed ledger and its pages.
+Notebooks leave rows in claims.json by `Run.claim`; `published` brings them into the committed ledger and its pages.
 """
 
 import json
@@ -12,7 +12,6 @@ from .. import places
 from ..measures import evidence
 
 ROOT = places.PACKAGE.parent
-MARKS = "<!-- results -->\n", "<!-- end of results -->"
 PAPER = "2605.13974"
 STATED = {"owner": "ours", "sentence": "", "measure": "", "threshold": None, "side": "above", "note": ""}
 FOUND = ["value", "low", "high", "n"]
@@ -37,8 +36,11 @@ mean over n prompts and its 95 % interval. The claim **holds** when the whole in
 threshold. It is **contradicted** when the interval lies on the other side, and **undecided** when the interval contains
 the threshold or there is none. A claim that is contradicted stays.
 
-This page is made from [claims.json](claims.json), and the README's table from some of its rows. `toy` is the embedded
-model; what it shows is no evidence about a large one."""
+*Evidence* is what the notebooks found at the size that decides (`make evidence`); its tables stand in `docs/evidence/`.
+It is *stale* when the code that made it has changed since. The other rows are from one default run of a notebook: a
+demonstration of a minute, with too few images to decide much. `toy` is the embedded model; what it shows is no evidence
+about a large one."""
+UNDECIDABLE = 10_000  # prompts, beyond which a claim counts as one that more prompts will not decide
 
 
 def row(id: str, model: str, old: dict | None = None, found=None, *, n=None, holds=None, **words) -> dict:
@@ -79,14 +81,31 @@ def row(id: str, model: str, old: dict | None = None, found=None, *, n=None, hol
 
 
 def told(row: dict) -> str:
-    """What was found, as in "0.54 (0.45 to 0.62), n = 6: holds"."""
+    """What was found, as in "0.54 (0.45 to 0.62), n = 6: holds"; of undecided, how many prompts would decide."""
     if row["value"] is None:
         return "not measured"
     value, low, high = (_number(row[part]) for part in ("value", "low", "high"))
     interval = "" if row["low"] is None or row["high"] is None else f" ({low} to {high})"
     size = "" if row["n"] is None else f", n = {row['n']}"
     verdict = row["verdict"] if row["verdict"] == "holds" else f"**{row['verdict']}**"
-    return f"{value}{interval}{size}: {verdict}"
+    return f"{value}{interval}{size}: {verdict}{_decided_by(row)}{', stale' * (row.get('made') == 'stale')}"
+
+
+def sources(rows: list[dict]) -> str:
+    """Where the numbers of each model are from, a sentence for each; rows have `made` as `published.ledger` says it."""
+    words = {
+        "evidence": "evidence",
+        "stale": "stale evidence, made by code that has changed since",
+        "default run": "a default run, a demonstration with few images",
+    }
+    told, several = [], len({row["notebook"] for row in rows}) > 1
+    for model in _models(rows):
+        mine, parts = [row for row in rows if row["model"] == model], []
+        for made, word in words.items():
+            numbers = sorted({row["notebook"] for row in mine if row.get("made") == made})
+            parts += [f"{word} ({', '.join(numbers)})" if several else word] * bool(numbers)
+        told += [f"The numbers on {model} are from {' and '.join(parts)}."] if parts else []
+    return " ".join(told)
 
 
 def collect(folder) -> list[dict]:
@@ -107,7 +126,7 @@ def table(rows: list[dict], ids=HEADLINES) -> str:
     """Some of the rows as Markdown, in the order of `ids`: a line for each claim, a column for each model."""
     if not rows:
         return "No claims yet.\n"
-    models = sorted({row["model"] for row in rows}, key=lambda model: (model != "toy", model))
+    models = _models(rows)
     cells = {(row["id"], row["model"]): row for row in rows}
     lines = [_line("claim", "whose", "measured", *models), "|---" * (3 + len(models)) + "|"]
     for id in ids:
@@ -125,7 +144,7 @@ def page(rows: list[dict]) -> str:
     kinds |= {"Ours": ["ours"]}
     words = ("holds", "contradicted", "undecided")
     count = ", ".join(f"{sum(row['verdict'] == word for row in rows)} {word}" for word in words)
-    lines = ["# Every claim", "", INTRODUCTION, "", f"{len(rows)} rows: {count}."]
+    lines = ["# Every claim", "", INTRODUCTION, "", f"{len(rows)} rows: {count}. {sources(rows)}".strip()]
     for title, owners in kinds.items():
         mine = [row for row in rows if row["owner"] in owners]
         if mine:
@@ -137,15 +156,37 @@ def page(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def publish(folder, ledger=ROOT / "docs" / "claims.json", readme=ROOT / "README.md") -> None:
-    """Bring the claims under a folder into the committed ledger, its page beside it and the README's table."""
-    ledger, readme = Path(ledger), Path(readme)
-    rows = merge(json.loads(ledger.read_text()) if ledger.exists() else [], collect(folder))
-    ledger.parent.mkdir(exist_ok=True)
-    ledger.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-    ledger.with_name("ledger.md").write_text(page(rows))
-    before, rest = readme.read_text().split(MARKS[0])
-    readme.write_text(before + MARKS[0] + table(rows) + MARKS[1] + rest.split(MARKS[1], 1)[1])
+def box(rows: list[dict], number: str) -> str:
+    """What is known of a notebook's claims, as Markdown: three sentences, with numbers on every model and their source.
+
+    The three are the notebook's rows of HEADLINES, then the paper's claims, those of other papers, ours.
+    """
+    mine = [row for row in rows if row["notebook"] == number]
+    place, owners = {id: i for i, id in enumerate(HEADLINES)}, {"paper": 0, "ours": 2}
+    order = sorted(mine, key=lambda row: (place.get(row["id"], len(place)), owners.get(row["owner"], 1), row["id"]))
+    first = {row["sentence"] or row["id"]: row for row in reversed(order)}  # of claims in the same words the first
+    lines = []
+    for row in [row for row in order if row in first.values()][:3]:
+        found = "; on ".join(f"{other['model']}: {told(other)}" for other in mine if other["id"] == row["id"])
+        measured = "; claimed: ".join(filter(None, [row["measure"] or row["note"], _asked(row)]))
+        lines.append(f"- *{row['sentence'] or row['id']}* On {found}. (Measured: {measured}.)")
+    lines += ["", f"{sources(mine)} [Every claim](../docs/ledger.md)."] if lines else ["Nothing has been measured yet."]
+    return "\n".join(["**What is known.**", "", *lines]) + "\n"
+
+
+def _decided_by(row: dict) -> str:
+    """How many prompts would decide an undecided claim, where its interval says it."""
+    if row["verdict"] != "undecided" or None in (row["low"], row["high"], row["n"], row["threshold"]) or row["n"] < 2:
+        return ""
+    found = evidence.enough(row["value"], row["low"], row["high"], row["n"], row["threshold"])
+    if found > UNDECIDABLE:
+        return f", and {UNDECIDABLE:,} would not decide"
+    return f", about {round(found, 2 - len(str(found))):,} would decide"
+
+
+def _models(rows: list[dict]) -> list[str]:
+    """The models of some rows, the embedded one first."""
+    return sorted({row["model"] for row in rows}, key=lambda model: (model != "toy", model))
 
 
 def _finite(x: float | None) -> float | None:

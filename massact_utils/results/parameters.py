@@ -1,4 +1,4 @@
-"""What a notebook was asked to run: the parameters it declares, their present values, and which are possible."""
+"""Parameters of a notebook: which it declares, their present values, and whether these are possible."""
 
 import ast
 

@@ -1,4 +1,4 @@
-"""Results on disk: whole batches, each done once, whatever happens between.
+"""Results on disk: the result of every finished batch is a file, and a killed run continues with the missing ones.
 
 run = mu.Run(out_dir, parameters, pipe=pipe)
 for batch in run.pending(prompts, size=4):  # only what is not on disk yet
@@ -21,7 +21,7 @@ from accelerate.utils.memory import find_executable_batch_size, should_reduce_ba
 from tqdm.auto import tqdm
 
 from .. import places
-from . import claims, provenance, storage
+from . import claims, provenance, published, storage
 
 
 def folder(out_dir: str | None, name: str, parameters: dict | None = None) -> Path:
@@ -76,9 +76,9 @@ class Run:
     """Results in a folder: a part for every finished batch, written beside and renamed, and where they come from.
 
     The folder belongs to one set of parameters, one model revision and one list of prompts. Any number of processes may
-    share it: a batch is claimed by a lock that dies with its process. `shard` as in "3/16" takes every 16th batch from
-    the third on (default: parameters["shard"], else the environment variable MASSACT_SHARD, else all); batches are the
-    same whatever the shard, and so is the table.
+    share it: each locks the batch it computes, and the lock is released when that process ends or dies. `shard` as in
+    "3/16" takes every 16th batch from the third on. Its default is parameters["shard"], else the environment variable
+    MASSACT_SHARD, else all. Batches are the same whatever the shard, and so is the table.
 
     Raises ValueError, with the differences, for a folder that holds other results; NotADirectoryError or
     PermissionError where nothing can be written.
@@ -228,6 +228,10 @@ class Run:
             made = claims.row(id, self.model, rows.get(id), found, n=n, holds=holds, note=note, **words)
             storage.write(path, [row for _, row in sorted((rows | {id: made}).items())])
         return made
+
+    def beside(self) -> str:
+        """The claims of this run beside the evidence published on the same model, as text; as `published.beside`."""
+        return published.beside(json.loads((self.folder / "claims.json").read_text()), self.model)
 
     def _known(self, name: str, without=None) -> dict:
         path = self.folder / name

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, flushed and renamed; and locks that die with their process."""
+"""Files are written beside, flushed and renamed, so that none is half-written; locks end with their process."""
 
 import json
 import os

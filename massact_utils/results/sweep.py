@@ -72,6 +72,15 @@ def declared_by(notebook: Path) -> list[str]:
     return [name for cell in tagged for name in declared(cell.source)]
 
 
+def flag(name: str, value: str) -> tuple[str, ...]:
+    """A parameter as papermill's command takes it: a list or a dict as YAML, since -p would leave it a text.
+
+    >>> flag("call", "{guidance_scale: 2.5}")
+    ('-y', 'call: {guidance_scale: 2.5}')
+    """
+    return ("-y", f"{name}: {value}") if value[:1] in ("[", "{") else ("-p", name, value)
+
+
 def execute(notebook, folder, parameters, shard="", cwd=".", devices=(), threads=0, quiet=False) -> Outcome:
     """Execute one notebook into `folder`, with HTML, or one shard into folder/shards.
 
@@ -99,7 +108,7 @@ def execute(notebook, folder, parameters, shard="", cwd=".", devices=(), threads
         environment["CUDA_VISIBLE_DEVICES"] = devices[int(get_worker().name) % len(devices)]
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
-    flags = [word for pair in parameters for word in ("-p", *pair)] + ["--no-progress-bar"] * quiet
+    flags = [word for pair in parameters for word in flag(*pair)] + ["--no-progress-bar"] * quiet
     command = [sys.executable, "-c", PAPERMILL, str(os.getpid()), str(notebook), unfinished, "--cwd", ".", *flags]
     with open(place / f".{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another sweep may be at it

@@ -1,6 +1,8 @@
-from . import explorers, plots
+from . import controls, explorers, page, plots
 
 __all__ = [
+    "controls",
     "explorers",
+    "page",
     "plots",
 ]

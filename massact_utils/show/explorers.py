@@ -1,10 +1,9 @@
-"""Explorers: controls and a picture that follows them. A static figure stands beside each, for pages without widgets.
+"""Explorers: controls and a picture that follows them. They need a running notebook; `page` is for pages without one.
 
 `atlas`, `masks` and `gallery` draw from saved results and need no model, and `saved` opens the one that a folder of
 results holds; `disruption` and `transport` generate live.
 """
 
-import io
 from functools import cache
 from operator import eq
 from pathlib import Path
@@ -23,53 +22,10 @@ from ..probes.disrupt import Disrupt
 from ..probes.record import Record
 from ..probes.transport import Transport
 from ..results import storage
-
-LOOK = dict(layout=ipywidgets.Layout(width="420px"), style={"description_width": "120px"})
-MEANING = {  # of controls, shown beside the pointer
-    "image": "which of the recorded images",
-    "layer": "transformer block, in the order of depth",
-    "step": "denoising step, from noise to image",
-    "place": "place among the recorded channels; 0 is the largest over all images and steps",
-    "k": "how many channels",
-    "which": "which channels: the largest, as many random ones, or the smallest",
-    "strength": "0 changes nothing, 1 all",
-    "layers": "from which transformer block to which",
-    "steps": "from which denoising step to which",
-    "source": "the prompt whose channels are taken",
-    "target": "the prompt of the picture they are put into",
-    "pair": "which source and target prompts",
-    "prompt": "which of the prompts",
-    "mode": "what is done to the channels",
-    "under_a_mask": "only at the tokens of the two subjects, or everywhere",
-}
+from .controls import choice, explorer, whole
 
 
-def explorer(draw, **controls):
-    """Controls above one picture: draw(**values) gives the matplotlib figure or PIL image for their values.
-
-    A control is a (low, high) pair for a whole number, a list of choices, a bool, or an ipywidgets widget. A picture is
-    drawn when a control is let go; moved meanwhile, only the last place counts. What `draw` raises is shown in words;
-    interrupting the kernel stops a picture that takes long.
-    """
-    widgets = {name: _control(name, spec) for name, spec in controls.items()}
-    picture = ipywidgets.Image(format="png", layout=dict(align_self="flex-start", max_width="100%"))  # not stretched
-    note = ipywidgets.HTML()
-
-    def show(change=None):
-        note.value = "drawing ..."
-        try:
-            picture.value = _png(draw(**{name: widget.value for name, widget in widgets.items()}))
-            note.value = ""
-        except (Exception, KeyboardInterrupt) as error:  # the reader sees why, and the controls stay alive
-            note.value = f"{type(error).__name__}: {error}"
-
-    for widget in widgets.values():
-        widget.observe(show, "value")
-    show()
-    return ipywidgets.VBox([*map(_row, widgets.values()), note, picture])
-
-
-def atlas(stats, record, images):
+def atlas(stats, record, images, *, code="mu.explorers.atlas(stats, record, images)"):
     """Where a massive channel is large: its map over the image, its rank and its size over depth.
 
     `stats` is a table of ChannelStats, `record` a Record of the same images (PIL), with the same steps and layers.
@@ -91,10 +47,11 @@ def atlas(stats, record, images):
         return figure
 
     places = record[record.steps[0], record.layers[0]][0].shape[1]
-    return explorer(draw, image=(0, len(images) - 1), layer=record.layers, step=record.steps, place=(0, places - 1))
+    sites = dict(layer=record.layers, step=record.steps)
+    return explorer(draw, code, image=(0, len(images) - 1), **sites, place=(0, places - 1))
 
 
-def masks(record, images, references=None):
+def masks(record, images, references=None, *, code="mu.explorers.masks(record, images, references)"):
     """The subject by a few channels: heat and mask over the image, and their overlap with a reference (image, H, W)."""
 
     def draw(image, layer, step, k):
@@ -112,16 +69,16 @@ def masks(record, images, references=None):
 
     most = record[record.steps[0], record.layers[0]][0].shape[1]
     return explorer(
-        draw, image=(0, len(images) - 1), layer=record.layers, step=record.steps, k=_whole(1, most, value=12)
+        draw, code, image=(0, len(images) - 1), layer=record.layers, step=record.steps, k=whole(1, most, value=12)
     )
 
 
-def gallery(pictures: dict, names):
+def gallery(pictures: dict, names, *, code="mu.explorers.gallery(pictures, names)"):
     """Saved pictures by choice: {(value, ...): PIL image}, a control for each name. Needs no model.
 
     Where a choice has no picture, the other controls move to the most similar one that has.
     """
-    controls = [_choice(list(dict.fromkeys(values))) for values in zip(*pictures, strict=True)]
+    controls = [choice(list(dict.fromkeys(values))) for values in zip(*pictures, strict=True)]
     moving = []
 
     def settle(change):
@@ -142,11 +99,17 @@ def gallery(pictures: dict, names):
 
     for control in controls:
         control.observe(settle, "value")
-    return explorer(draw, **dict(zip(names, controls, strict=True)))
+    return explorer(draw, code, **dict(zip(names, controls, strict=True)))
 
 
 def saved(folder):
-    """The explorer of a notebook's results, from their folder alone: no model is loaded.
+    """The explorer of a notebook's results, from their folder alone: no model is loaded. The folder as for `kept`."""
+    kind, *found = kept(folder)
+    return {"atlas": atlas, "masks": masks, "gallery": gallery}[kind](*found, code="mu.explorers.saved(run.folder)")
+
+
+def kept(folder) -> tuple:
+    """What a folder of results keeps for an explorer: its name, and what it takes.
 
     In folder/explorer stand either images.nc (`picture`, with `mean_abs` for `atlas` or `subject` for `masks`) and
     record.safetensors, or pictures named as in "which=top,k=4.webp" for `gallery`. Else raises FileNotFoundError.
@@ -155,13 +118,15 @@ def saved(folder):
     if (path / "images.nc").exists():
         data, record = storage.read(path / "images.nc").load(), Record.load(path / "record.safetensors")
         images = [Image.fromarray(picture) for picture in data.picture.values.astype(np.uint8)]
-        return masks(record, images, data.subject.values > 0.5) if "subject" in data else atlas(data, record, images)
+        if "subject" in data:
+            return "masks", record, images, data.subject.values > 0.5
+        return "atlas", data, record, images
     told = {file: dict(pair.split("=") for pair in file.stem.split(",")) for file in path.glob("*=*.webp")}
     if not told:
         raise FileNotFoundError(f"no explorer in {path}: neither images.nc nor pictures named as in 'k=4.webp'")
     files = sorted(told, key=lambda file: [_rank(value) for value in told[file].values()])
     pictures = {tuple(told[file].values()): Image.open(file).convert("RGB") for file in files}
-    return gallery(pictures, next(iter(told.values())))
+    return "gallery", pictures, tuple(next(iter(told.values())))
 
 
 def disruption(pipe, scores, prompt: str, *, seed: int = 0, **call):
@@ -177,7 +142,8 @@ def disruption(pipe, scores, prompt: str, *, seed: int = 0, **call):
 
     return explorer(
         draw,
-        k=_whole(1, min(64, scores.sizes["channel"]), value=12),
+        f"mu.explorers.disruption(pipe, scores, {prompt!r}, {_written(seed=seed, **call)})",
+        k=whole(1, min(64, scores.sizes["channel"]), value=12),
         which=["top", "random", "bottom"],
         strength=ipywidgets.FloatSlider(value=1.0, min=0, max=1, step=0.1),
         layers=ipywidgets.IntRangeSlider(value=(0, layers - 1), min=0, max=layers - 1),
@@ -209,8 +175,9 @@ def transport(pipe, prompts, *, k: int = 24, layer: int = -2, seed: int = 0, **c
     depth = len(recorded(prompts[0])[0].layers)
     return explorer(
         draw,
+        f"mu.explorers.transport(pipe, {[*prompts]!r}, {_written(k=k, layer=layer, seed=seed, **call)})",
         source=list(prompts),
-        target=_choice(list(prompts), value=prompts[-1]),
+        target=choice(list(prompts), value=prompts[-1]),
         strength=ipywidgets.FloatSlider(value=1.0, min=0, max=1, step=0.1),
         under_a_mask=True,
         layers=ipywidgets.IntRangeSlider(value=(0, depth - 1), min=0, max=depth - 1),
@@ -218,48 +185,13 @@ def transport(pipe, prompts, *, k: int = 24, layer: int = -2, seed: int = 0, **c
     )
 
 
-def _control(name: str, spec) -> ipywidgets.Widget:
-    if isinstance(spec, bool):
-        spec = ipywidgets.Checkbox(spec, indent=False)
-    elif isinstance(spec, tuple):
-        spec = _whole(*spec)
-    elif isinstance(spec, list):
-        spec = _choice(spec)
-    for trait, value in dict(LOOK, description=name.replace("_", " "), continuous_update=False).items():
-        if spec.has_trait(trait):
-            setattr(spec, trait, value)
-    tip = "tooltip" if spec.has_trait("tooltip") else "description_tooltip"  # its name before ipywidgets 8
-    keys = "space" if isinstance(spec, ipywidgets.Checkbox) else "arrow keys"
-    setattr(spec, tip, f"{spec.description}: {MEANING.get(name, 'changes the picture')}; with the keyboard: {keys}")
-    return spec
-
-
-def _choice(choices: list, value=None) -> ipywidgets.SelectionSlider:
-    """A slider over a list: a Dropdown that has the focus leaves arrow keys and letters to JupyterLab's cells."""
-    return ipywidgets.SelectionSlider(options=choices, value=choices[0] if value is None else value)
-
-
-def _row(widget: ipywidgets.Widget) -> ipywidgets.Widget:
-    """A control with what stands beside it, where ipywidgets 8 cuts a choice off or hides the tooltip of a tick."""
-    if isinstance(widget, ipywidgets.SelectionSlider):
-        chosen = ipywidgets.Label(layout=dict(margin="0 0 0 12px"))
-        ipywidgets.dlink((widget, "value"), (chosen, "value"), str)
-        widget.readout, widget.layout = False, dict(width="338px")
-        return ipywidgets.HBox([widget, chosen])
-    if isinstance(widget, ipywidgets.Checkbox) and widget.has_trait("tooltip"):
-        name = ipywidgets.Label(widget.description, layout=dict(width="120px", justify_content="flex-end"))
-        widget.description, widget.layout = "", dict(width="292px")
-        return ipywidgets.HBox([name, widget])
-    return widget
-
-
 def _rank(value: str) -> tuple:
     """For sorting: numbers by size, then words."""
     return (0, float(value), "") if value.replace(".", "", 1).isdigit() else (1, 0.0, value)
 
 
-def _whole(low: int, high: int, value: int | None = None) -> ipywidgets.IntSlider:
-    return ipywidgets.IntSlider(low if value is None else min(value, high), min=low, max=high)
+def _written(**values) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
 
 def _span(ends) -> slice:
@@ -290,9 +222,3 @@ def _beside(*images) -> Image.Image:
     row = np.concatenate([np.asarray(image.convert("RGB")) for image in images], 1)
     times = max(1, 256 // row.shape[0])
     return Image.fromarray(row.repeat(times, 0).repeat(times, 1))
-
-
-def _png(picture) -> bytes:
-    file = io.BytesIO()
-    picture.savefig(file, format="png", dpi=100) if isinstance(picture, Figure) else picture.save(file, format="png")
-    return file.getvalue()

@@ -171,22 +171,6 @@ def atlas(ratio, *, ax):
     return ax
 
 
-def surface(tokens, *, ax, most: int = 160):
-    """Absolute activation over tokens and channels as a surface: tokens (N, D) on a 3d `ax`.
-
-    More than `most` tokens or channels are drawn in groups, each by its largest value.
-    """
-    size = np.abs(np.asarray(tokens, np.float32))
-    rows, columns = (np.unique(np.linspace(0, n, most + 1).astype(int)[:-1]) for n in size.shape)
-    size = np.maximum.reduceat(np.maximum.reduceat(size, rows, axis=0), columns, axis=1)
-    y, x = np.meshgrid(rows, columns, indexing="ij")
-    ax.plot_surface(x, y, size, cmap="magma_r", rstride=1, cstride=1, linewidth=0, antialiased=False)
-    ax.set(xlabel="channel", ylabel="token", zlabel="|activation|")
-    ax.view_init(elev=28, azim=-62)
-    ax.set_box_aspect((1.3, 1, 0.7), zoom=1.1)
-    return ax
-
-
 def components(shares, *, ax):
     """Variance components as stacked bars: shares, a table with a row for each bar and a column for each component."""
     shades = ["#DDDDDD", COLOURS["top"], COLOURS["bottom"], COLOURS["random"]]

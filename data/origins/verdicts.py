@@ -1,0 +1,154 @@
+"""What the table of the small trainings says of the plan: numbers of each variant and seed, ranges, verdicts."""
+
+import numpy as np
+import pandas as pd
+
+from massact_utils.measures import evidence
+
+LABELS = {  # the plan's measures, and what they are made of
+    "peak": "largest over median, log2",
+    "kurtosis": "kurtosis, log2",
+    "axis": "energy in the top 12",
+    "direction": "energy in one direction",
+    "need": "loss added, top minus outside",
+    "code": "mIoU, top minus outside",
+    "pattern": "loss added, no pattern minus no level",
+    "level": "level's share of the top's energy",
+    "constant": "constant's share of the top's energy",
+    "gate": "rank correlation with the gate",
+    "growth": "growth toward the image, log2",
+    "lead": "steps by which the gate comes first",
+    "moved": "moved with the gate minus stayed",
+    "mIoU top": "mIoU, top",
+    "mIoU outside": "mIoU, outside",
+}
+PARTS = ["loss", "zero top", "zero outside", "zero bottom", "no pattern", "no level"]  # loss, and what edits add
+SEEDS = 3  # with fewer there is no range
+WORSE = 1.1  # a loss over this share of the base's says nothing
+
+
+def numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for each variant and seed of origins.parquet: its loss and the plan's measures, nan where it has none.
+
+    Concentration is taken at the layer where it is largest, all else as a mean over layers, and both as a mean over the
+    noise levels.
+    """
+    ends = table[table.step == table.groupby(["variant", "seed"], observed=True).step.transform("max")]
+    ends = ends[~ends.measure.astype(str).str.startswith("course") & (ends.channel < 0)]
+    rows = [one(part).rename(key) for key, part in ends.groupby(["variant", "seed"], observed=True)]
+    return pd.DataFrame(rows).rename_axis(index=["variant", "seed"]).join(lead(table))
+
+
+def lead(table: pd.DataFrame) -> pd.Series:
+    """By how many steps the gate comes before the channels: both when half of the 12 channels that end largest have
+    passed twice the median channel, in the middle layer; (variant, seed), nan where either never does.
+    """
+    names = ["course: activation of top", "course: gate of top"]
+    rows = table[table.measure.isin(names)].astype({"variant": str, "measure": str})
+    middle = rows.groupby(["variant", "seed", "measure", "step"]).value.median()
+    first = middle[middle >= 1].reset_index().groupby(["variant", "seed", "measure"]).step.min().unstack()
+    first = first.reindex(columns=names)
+    return (first[names[0]] - first[names[1]]).rename("lead")
+
+
+def one(part: pd.DataFrame) -> pd.Series:
+    """The numbers of one training, from the rows of its end."""
+    wide = part.pivot_table(index=["sigma", "layer"], columns="measure", values="value", observed=True)
+    each = {name: column.dropna() for name, column in wide.items()}
+    most = {
+        name: each[name].groupby("sigma").max() for name in ("largest over median", "kurtosis", "energy in the top")
+    }
+    loss = each["loss"]
+
+    def added(name):  # by an edit, as a share of the loss
+        return ((each[f"loss: {name}"] - loss) / loss).mean()
+
+    def over_draws(before):
+        values = [column.mean() for name, column in each.items() if name.startswith(before)]
+        return float(np.mean(values)) if values else np.nan
+
+    outside = float(np.mean([added(f"zero, outside {i}") for i in range(8) if f"loss: zero, outside {i}" in each]))
+    found = {
+        "loss": loss.mean(),
+        "peak": np.log2(most["largest over median"].mean()),
+        "kurtosis": np.log2(most["kurtosis"].mean()),
+        "axis": most["energy in the top"].mean(),
+        "direction": each["largest eigenvalue"].groupby("sigma").max().mean(),
+        "zero top": added("zero, top"),
+        "zero outside": outside,
+        "zero bottom": added("zero, bottom"),
+        "no pattern": added("no pattern, top"),
+        "no level": added("no level, top"),
+        "need": added("zero, top") - outside,
+        "mIoU top": each["mIoU (oracle), top"].mean(),
+        "mIoU outside": over_draws("mIoU (oracle), outside"),
+        "level": each["level of top"].mean(),
+        "constant": each["constant of top"].mean(),
+        "gate": each["gate: rank correlation"].mean() if "gate: rank correlation" in each else np.nan,
+        "gate's largest": added("gate's largest") if "loss: gate's largest" in each else np.nan,
+        "others of the gate": ((over_draws("loss: others of the gate") - loss.mean()) / loss.mean()),
+        "moved": (each["top moved with the gate"] - each["top kept since half"]).mean(),
+    }
+    peaks = most["largest over median"]
+    found["growth"] = np.log2(peaks.iloc[0] / peaks.iloc[-1])
+    found["pattern"] = found["no pattern"] - found["no level"]
+    found["code"] = found["mIoU top"] - found["mIoU outside"]
+    return pd.Series(found)
+
+
+def verdicts(plan: dict, table: pd.DataFrame) -> pd.DataFrame:
+    """Each claim of a plan (variant -> row) with its range over seeds.
+
+    A verdict is `evidence.verdict` of the range; with fewer than three seeds there is no range, and it is undecided.
+    "did not train": an intervention's loss is more than 10 % above the base's of the same seeds. "not trained yet":
+    variant or base is missing. "not measured": no seed has the measure, as where there is no gate.
+    """
+    rows, everywhere = [], numbers(table)
+    for variant, row in plan.items():
+        found = numbers(table[table.sigma == row["sigma"]]) if "sigma" in row else everywhere
+        for claim in row["claims"]:
+            values, loss = compared(found, variant, claim)
+            made = {"variant": variant, "question": row["question"], "loss over base's": loss} | claim
+            made |= {"value": values.mean(), "low": values.min(), "high": values.max(), "seeds": len(values)}
+            if not len(values):
+                trained = {variant, "base"} <= set(found.index.get_level_values("variant"))
+                made["verdict"] = "not measured" if trained else "not trained yet"
+            elif loss > WORSE and not (row.get("other_task") or row["question"] == "architecture"):
+                made["verdict"] = "did not train"
+            else:
+                ends = (made["low"], made["high"]) if len(values) >= SEEDS else (None, None)
+                made["verdict"] = evidence.verdict(*ends, claim["threshold"], claim["side"])
+            rows.append(made)
+    return pd.DataFrame(rows)
+
+
+def compared(found, variant, claim) -> tuple[pd.Series, float]:
+    """A claim's measure of every seed that the variant shares with the base, and its loss as a share of the base's."""
+    known = found.index.get_level_values("variant")
+    if variant not in known or "base" not in known:
+        return pd.Series(dtype=float), np.nan
+    mine, base = (found.xs(name).dropna(subset=[claim["measure"]]) for name in (variant, "base"))
+    both = mine.index.intersection(base.index)
+    mine, base = mine.loc[both], base.loc[both]
+    values = mine[claim["measure"]] - (base[claim["measure"]] if claim["against"] == "base" else 0)
+    return values, mine.loss.mean() / base.loss.mean() if len(both) else np.nan
+
+
+def at_equal_loss(table: pd.DataFrame) -> pd.DataFrame:
+    """The peak of each variant minus the base's (mean over shared seeds): at equal samples, and where each first had
+    the loss with which the worse of the two ended; both at sigma 0.5, from what was recorded every 25 steps.
+    """
+    course = table[table.measure.isin(["course: loss", "course: largest over median"])]
+    course = course.groupby(["variant", "seed", "step", "measure"], observed=True).value.max().unstack()
+    rows = []
+    for (variant, seed), mine in course.groupby(["variant", "seed"], observed=True):
+        if variant == "base" or ("base", seed) not in course.index.droplevel("step"):
+            continue
+        mine, base = mine.droplevel([0, 1]), course.loc["base", seed]
+        mine, base = (part.assign(loss=part["course: loss"].cummin()) for part in (mine, base))
+        worse = max(mine.loss.iloc[-1], base.loss.iloc[-1])
+        ends = [np.log2(part["course: largest over median"].iloc[-1]) for part in (mine, base)]
+        equal = [np.log2(part[part.loss <= worse]["course: largest over median"].iloc[0]) for part in (mine, base)]
+        rows.append({"variant": variant, "equal samples": ends[0] - ends[1], "equal loss": equal[0] - equal[1]})
+    columns = ["variant", "equal samples", "equal loss"]
+    return pd.DataFrame(rows, columns=columns).groupby("variant").mean()

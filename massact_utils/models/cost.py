@@ -1,0 +1,127 @@
+"""Cost: what a run needs before it starts: images, forwards, weights, and what its probes will keep."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from .calls import Reader, pick
+from .families import blocks, transformers_of
+from .load import generate
+from .memory import weights, words
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What `cost` found; `print` shows it in words.
+
+    - images, at_once, steps: images to generate, how many together, and denoising steps of each.
+    - forwards: calls of the transformer for all images; each takes the rows of a batch, or twice as many.
+    - grid: the image tokens'.
+    - weights: bytes of each component, the largest first.
+    - device: bytes that the probes keep of the images at once. disk: bytes of what is written, of all images.
+    - working: bytes beside the weights that a step of one image takes on a GPU; None elsewhere.
+    """
+
+    images: int
+    at_once: int
+    steps: int
+    forwards: int
+    grid: tuple[int, ...]
+    weights: dict[str, int]
+    device: int
+    disk: int
+    working: int | None
+
+    def __str__(self):
+        tokens, sizes = " x ".join(map(str, self.grid)), [*self.weights.values()]
+        device = f"{words(sum(sizes))} of weights ({words(sizes[0])} with offload='model', a layer with 'group'), "
+        device += f"{words(self.device)} of probes"
+        if self.working is not None:
+            gpu = torch.cuda.get_device_properties().total_memory
+            device += f", {words(self.at_once * self.working)} for a step; the GPU has {words(gpu)}"
+        forwards = f"{self.at_once} at once, in {self.steps} steps on {tokens} tokens: {self.forwards} forwards"
+        lines = [f"{self.images} images to generate, {forwards}", f"on the device {device}"]
+        lines += [f"on disk {words(self.disk)} of tables and records"] if self.disk else []
+        return "\n".join(lines)
+
+
+def cost(pipe, images, *probes, written=None, at_once: int = 1, layers=None, steps=None, **call) -> Cost:
+    """What it takes to generate images: `images` of one loop, or a list with those of several, `at_once` together.
+
+    One image is begun and left after its first step, so that steps, guidance and token grid are the pipeline's own and
+    not a guess; nothing is kept of it. `probes`, `layers` and `steps` are those of `attach`; counted are ChannelStats
+    and Record, and any probe with a method `bytes_of(images, sites, tokens)`. `written` are those whose results go to
+    disk, by default all. `call` goes to `generate`. What time an image takes shows at the first batch: `Run.pending`
+    has a bar with the time left. Raises ValueError for counts below 1, and what `generate` and `attach` raise.
+    """
+    loops = [images] if isinstance(images, int) else list(images)
+    if at_once < 1 or not loops or min(loops) < 1:
+        raise ValueError(f"images {images!r}, {at_once} at once; give at least one of each")
+    together, known = min(at_once, max(loops)), blocks(pipe)
+    with _first_step(pipe) as seen:
+        generate(pipe, [_prompt(pipe)], **call)
+    sites = len(pick("layer", layers, len(known))) * len(pick("step", steps, seen["steps"]))
+    tokens = seen["like"].expand(1, prod(seen["grid"]), max(block.width for block in known))  # without memory
+
+    def kept(some, n):
+        return sum(probe.bytes_of(n, sites, tokens) for probe in some if hasattr(probe, "bytes_of"))
+
+    return Cost(
+        images=sum(loops),
+        at_once=together,
+        steps=seen["steps"],
+        forwards=sum(-(-loop // at_once) for loop in loops) * seen["steps"] * seen["calls"],
+        grid=seen["grid"],
+        weights=weights(pipe),
+        device=kept(probes, together),
+        disk=kept(probes if written is None else written, sum(loops)),
+        working=seen["working"],
+    )
+
+
+class _Enough(Exception):
+    """The first step has been run."""
+
+
+@contextmanager
+def _first_step(pipe):
+    """Inside, a generation ends, without an image and without an error, where its first step's forwards are done."""
+    reader, seen = Reader(pipe, None), {"calls": 0, "working": None}
+    cuda = torch.device(pipe._execution_device).type == "cuda"
+
+    def note(bound, transformer, args, kwargs):
+        reader.enter(bound, transformer, args, kwargs)
+        if reader.layout is None:
+            return
+        if cuda and not seen["calls"]:
+            torch.cuda.reset_peak_memory_stats()
+        seen["calls"] += 1
+        like = torch.empty(1, 1, 1, dtype=transformer.dtype, device=pipe._execution_device)
+        seen.update(grid=reader.layout.grid, steps=reader.clock.count(), like=like)
+
+    def stop(*args, **kwargs):
+        if cuda:
+            seen["working"] = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+        raise _Enough
+
+    handles = [
+        transformer.register_forward_pre_hook(lambda m, a, k, bound=bound: note(bound, m, a, k), with_kwargs=True)
+        for transformer, bound in transformers_of(pipe)
+    ]
+    pipe.scheduler.step = stop
+    try:
+        yield seen
+    except _Enough:
+        pass
+    finally:
+        del pipe.scheduler.step
+        for handle in handles:
+            handle.remove()
+        pipe.maybe_free_model_hooks()  # an offloaded pipeline expects to begin from the host
+
+
+def _prompt(pipe):
+    """A prompt that any pipeline takes: words, or a class label."""
+    return "a picture" if hasattr(pipe, "tokenizer") else 0

@@ -1,0 +1,98 @@
+"""What a run needs is known before it starts: predictions against counted forwards and real tables and records."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import massact_utils as mu
+import tiny
+from massact_utils.models import memory
+
+WORDS = ["a red star", "a blue circle", "a small star", "a red circle", "a blue star"]
+
+
+def pipelines():
+    yield "toy", mu.load("toy"), dict(num_inference_steps=3)
+    yield "guided", tiny.klein(), tiny.KLEIN
+    yield "distilled", tiny.klein(distilled=True), tiny.KLEIN | dict(num_inference_steps=2)
+
+
+@pytest.fixture(scope="module", params=pipelines(), ids=lambda found: found[0])
+def found(request):
+    return request.param
+
+
+def test_forwards_and_bytes_are_those_of_the_run(found):
+    _, pipe, call = found
+    stats, pooled, record, calls = mu.ChannelStats(quantile=0.9), mu.ChannelStats(per_image=False), mu.Record(k=3), []
+    probes = (stats, pooled, record)
+    needs = mu.cost(pipe, [5, 2], *probes, at_once=3, **call)
+    alone = [mu.cost(pipe, [5, 2], probe, at_once=3, **call) for probe in probes]
+    handle = pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
+    with mu.attach(pipe, *probes):
+        for batch in (WORDS[:3], WORDS[3:], WORDS[:2]):
+            mu.generate(pipe, batch, **call)
+    handle.remove()
+    assert (needs.images, needs.forwards, needs.grid) == (7, len(calls), record.grid)
+    tables = [sum(x.nbytes for x in probe.dataset().data_vars.values()) for probe in (stats, pooled)]
+    kept = sum(x.nbytes for site in record.sites.values() for part in site.values() for x in part)
+    assert [one.disk for one in alone] == pytest.approx([*tables, kept], rel=0.1)
+    assert needs.disk == sum(one.disk for one in alone)
+    assert needs.device < needs.disk
+    for words in (f"7 images to generate, 3 at once, in {needs.steps} steps", f"{len(calls)} forwards"):
+        assert words in str(needs)
+
+
+def test_layers_and_steps_are_those_of_attach(klein):
+    record = mu.Record(k=4)
+    needs = mu.cost(klein, 2, record, at_once=2, layers=[1, -1], steps=slice(1, 3), **tiny.KLEIN)
+    with mu.attach(klein, record, layers=[1, -1], steps=slice(1, 3)):
+        mu.generate(klein, WORDS[:2], **tiny.KLEIN)
+    kept = sum(x.nbytes for site in record.sites.values() for part in site.values() for x in part)
+    assert needs.disk == pytest.approx(kept, rel=0.1) and needs.device == needs.disk
+
+
+def test_the_pipeline_is_as_it_was(klein):
+    before = mu.generate(klein, WORDS[0], **tiny.KLEIN)[0]
+    mu.cost(klein, 1, **tiny.KLEIN)
+    assert "step" not in vars(klein.scheduler) and not klein.transformer._forward_pre_hooks
+    assert mu.generate(klein, WORDS[0], **tiny.KLEIN)[0].tobytes() == before.tobytes()
+    with pytest.raises(TypeError, match="cannot be called with heigth"):
+        mu.cost(klein, 1, **tiny.KLEIN, heigth=16)
+    assert "step" not in vars(klein.scheduler) and not klein.transformer._forward_pre_hooks
+
+
+@pytest.mark.parametrize("images, at_once", [(0, 1), ([], 1), ([3, 0], 1), (3, 0)])
+def test_counts_below_one_are_refused(klein, images, at_once):
+    with pytest.raises(ValueError, match="at least one of each"):
+        mu.cost(klein, images, at_once=at_once)
+
+
+def test_weights_are_the_parameters_bytes(klein):
+    found = memory.weights(klein)
+    assert found["transformer"] == sum(p.numel() * 4 for p in klein.transformer.parameters())
+    assert [*found.values()] == sorted(found.values(), reverse=True) and "tokenizer" not in found
+
+
+@pytest.mark.parametrize(
+    "there, offload, words",
+    [
+        (1.1, None, None),
+        (0.9, None, r"the model has .* the GPU .*; load with offload='model' \(.*\) or 'group'"),
+        (0.9, "model", None),
+        (0.1, None, "load with offload='group'"),
+        (0.1, "model", "the transformer alone has .*; load with offload='group'"),
+        (0.1, "group", None),
+    ],
+)
+def test_weights_larger_than_the_gpu_are_refused_with_what_fits(klein, monkeypatch, there, offload, words):
+    all_of_it = sum(memory.weights(klein).values())
+    gpu = SimpleNamespace(total_memory=there * all_of_it)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    if words is None:
+        memory.check_room(klein, "cuda", offload)
+    else:
+        with pytest.raises(RuntimeError, match=words):
+            memory.check_room(klein, "cuda", offload)
+    memory.check_room(klein, "cpu")

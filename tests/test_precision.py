@@ -1,0 +1,101 @@
+"""A run in bfloat16 or float16 says what the same run in float32 says: same prompts, same noise, stated tolerances."""
+
+import numpy as np
+import pytest
+import torch
+
+import massact_utils as mu
+import tiny
+from massact_utils.measures import metrics, stability
+
+PROMPTS = ["a large red star", "a small cyan ring"]
+HALVES = {torch.bfloat16: 1.0, torch.float16: 0.125}  # float16 has three more bits of a number: an eighth of the error
+SITES = [(step, layer) for step in (0, 1) for layer in (1, 4)]
+
+
+def toy(dtype):
+    return mu.load("toy", dtype=dtype), dict(num_inference_steps=2)
+
+
+def tiny_klein(dtype):
+    return tiny.klein().to(dtype), tiny.KLEIN | dict(num_inference_steps=2)
+
+
+def told(pipe, call):
+    """Tables, records and pictures: two prompts, and the second once more with the first's channels, and without."""
+    stats, record = mu.ChannelStats(quantile=0.99), mu.Record(k=6)
+    with mu.attach(pipe, stats, record):
+        images = mu.generate(pipe, PROMPTS, seeds=3, **call)
+    table, again = stats.dataset(), [*PROMPTS, PROMPTS[1], PROMPTS[1]]
+    top = mu.select_channels(table.mean_abs.mean(["image", "step"]), 6)
+    transport, edit = mu.Transport(record, rows=[None, None, 0, None]), mu.Disrupt(arms=[None, None, None, top])
+    with mu.attach(pipe, transport, edit):
+        images += mu.generate(pipe, again, seeds=[3, 4, 4, 4], **call)
+    return dict(table=table, top=top, record=record, images=images, moved=edit.changed())
+
+
+@pytest.fixture(scope="module", params=[toy, tiny_klein], ids=["toy", "tiny"])
+def runs(request):
+    torch.set_num_threads(1)
+    return {dtype: told(*request.param(dtype)) for dtype in (torch.float32, *HALVES)}
+
+
+def error(a, b):
+    """Root mean square of the difference over that of the second."""
+    a, b = (np.asarray(x, np.float64) for x in (a, b))
+    return np.sqrt(((a - b) ** 2).mean() / (b**2).mean())
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_statistics_are_those_of_float32(runs, dtype):
+    half, whole = runs[dtype]["table"], runs[torch.float32]["table"]
+    for name in whole.data_vars:
+        assert error(half[name], whole[name]) < 0.04 * HALVES[dtype], name
+    assert half.mean_abs.dtype == np.float32 and half.attrs["dtype"] == str(dtype).removeprefix("torch.")
+    assert stability.jaccard(runs[dtype]["top"], runs[torch.float32]["top"]).mean() > 1 - 0.3 * HALVES[dtype]
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_records_are_those_of_float32(runs, dtype):
+    half, whole = runs[dtype]["record"], runs[torch.float32]["record"]
+    for site in SITES:
+        (ids, values), (wanted, exact) = half[site], whole[site]
+        assert values.dtype == dtype
+        for image in range(len(ids)):
+            both = sorted(set(ids[image].tolist()) & set(wanted[image].tolist()))
+            assert len(both) >= 5  # of 6: the last places may change hands
+            mine, theirs = ([[*of[image]].index(channel) for channel in both] for of in (ids, wanted))
+            assert error(values[image][:, mine].float(), exact[image][:, theirs].float()) < 0.04 * HALVES[dtype]
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("method", ["kmeans", "pca", "border"])
+def test_masks_are_those_of_float32(runs, dtype, method):
+    half, whole = (
+        mu.token_masks(runs[of]["record"], layer=4, step=1, ranks=range(3), method=method)[0]
+        for of in (dtype, torch.float32)
+    )
+    assert (half == whole).mean() > 0.95
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_edits_do_what_they_do_in_float32(runs, dtype):
+    half, whole = runs[dtype], runs[torch.float32]
+    for i in range(6):  # two of a first generation; intact, intact, transported, disrupted
+        assert metrics.psnr(half["images"][i : i + 1], whole["images"][i : i + 1])[0] > 25, i
+    assert metrics.psnr(whole["images"][4:5], whole["images"][3:4])[0] < 25, "transport did nothing to speak of"
+    np.testing.assert_allclose(half["moved"], whole["moved"], rtol=0.02, atol=1e-6)
+
+
+def test_measures_are_those_of_float32(runs):
+    scores = {dtype: metrics.alignment(made["images"], PROMPTS * 3) for dtype, made in runs.items()}
+    for dtype in HALVES:
+        np.testing.assert_allclose(scores[dtype], scores[torch.float32], atol=0.1)
+
+
+def test_seeds_are_the_same_noise_in_every_dtype():
+    for dtype, share in HALVES.items():
+        half, whole = (
+            torch.randn(4096, generator=torch.manual_seed(3), dtype=d).float() for d in (dtype, torch.float32)
+        )
+        assert (half - whole).abs().max() < 0.02 * share

@@ -1,0 +1,114 @@
+"""The site as a reader has it: built, opened from its files in Chromium, with nothing fetched from elsewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from test_browser import chromium, need, screenshot  # noqa: F401
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
+SLIDERS = {path.stem for path in NOTEBOOKS if "page.saved(" in path.read_text()}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    for name in ("sphinx_book_theme", "myst_nb", "ziamath"):
+        try:
+            __import__(name)
+        except ImportError:
+            need(False, f"{name}: pip install 'massact[site]'")
+    out = tmp_path_factory.mktemp("site") / "site"
+    done = subprocess.run([sys.executable, ROOT / "site/build.py", out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module", params=["light", "dark"])
+def view(chromium, request):  # noqa: F811
+    context = chromium.new_context(color_scheme=request.param, viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+    page.fetched, page.errors, page.scheme = [], [], request.param
+    page.on("request", lambda it: page.fetched.append(it.url))
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    yield page
+    context.close()
+
+
+def opened(view, site, name, query=""):
+    view.fetched.clear()
+    view.goto((site / name).as_uri() + query)
+    return view
+
+
+@pytest.mark.parametrize("stem", [path.stem for path in NOTEBOOKS])
+def test_a_notebooks_page_stands_by_itself(view, site, stem):
+    page = opened(view, site, f"notebooks/{stem}.html")
+    screenshot(page, f"site-{stem}-{page.scheme}")
+    assert [url for url in page.fetched if not url.startswith(("file:", "data:"))] == [] and page.errors == []
+    wide = "[...document.querySelectorAll('pre')].filter(it => it.scrollWidth > it.clientWidth + 1).length"
+    assert page.evaluate(wide) == 0, "a line of code runs out of the page"
+    shown = page.locator("img").evaluate_all("all => all.filter(it => it.complete && !it.naturalWidth).length")
+    assert shown == 0, "a picture is missing"
+    folded = page.locator("details.hide").all()
+    assert folded and not any(part.evaluate("it => it.open") for part in folded), "set-up is to be folded away"
+    for part in (".prev-next-area a", ".theme-switch-button", ".search-button", "a[href*='mybinder.org']"):
+        assert page.locator(part).count(), f"no {part}"
+    assert page.locator("a[href*='colab.research.google.com']").count()
+
+
+def test_formulas_are_drawn(view, site):
+    page = opened(view, site, "notebooks/01_statistics.html")
+    sources = page.locator("article svg[aria-label]").evaluate_all(
+        "all => all.map(it => it.getAttribute('aria-label'))"
+    )
+    assert any("frac" in source for source in sources)
+    ink = page.locator("article svg[aria-label]").first.evaluate("it => getComputedStyle(it).fill")
+    assert ink == page.locator("article p").first.evaluate("it => getComputedStyle(it).color")
+
+
+def test_the_drawing_follows_the_theme(view, site):
+    page = opened(view, site, "notebooks/00_start_here.html")
+    seen = [it.get_attribute("src") for it in page.locator("img[src*=block_]").all() if it.is_visible()]
+    assert len(seen) == 1 and seen[0].endswith(f"block_{page.scheme}.svg")
+
+
+@pytest.mark.parametrize("stem", sorted(SLIDERS))
+def test_sliders_by_key_and_mouse(view, site, stem):
+    page = opened(view, site, f"notebooks/{stem}.html")
+    root = page.locator("[id^=pictures-]")
+    if not root.count():
+        pytest.skip("the committed notebook was executed before it had sliders; run `make notebooks`")
+    image, ranges = root.locator("img"), root.locator("input[type=range]").all()
+    root.scroll_into_view_if_needed()
+    for control in ranges:
+        before, value = image.get_attribute("src"), control.input_value()
+        control.focus()
+        page.keyboard.press("ArrowLeft")
+        assert control.input_value() != value and image.get_attribute("src") != before
+        track = control.bounding_box()
+        page.mouse.click(track["x"] + track["width"] - 4, track["y"] + track["height"] / 2)
+        assert control.input_value() == control.get_attribute("max")
+    screenshot(page, f"site-{stem}-{page.scheme}-sliders")
+
+
+def test_search_finds_a_word_without_a_server(view, site):
+    page = opened(view, site, "search.html", "?q=residual")
+    page.wait_for_selector("ul.search li", timeout=20_000)
+    assert any("00_start_here" in (link.get_attribute("href") or "") for link in page.locator("ul.search a").all())
+
+
+def test_all_sliders_together_are_small():
+    held = 0
+    for path in NOTEBOOKS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                text = output.get("data", {}).get("text/html", "")
+                held += len(text) * bool(re.search('id="pictures-', text))
+    assert held < 6 * 2**20
