@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from networks import GRID, Net, modulated
 from scipy.stats import spearmanr
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import massact_utils as mu
 from massact_utils import toyworld
@@ -35,6 +35,7 @@ from massact_utils.measures import masks
 from massact_utils.places import whole
 from massact_utils.probes import levels
 from massact_utils.results import storage
+from massact_utils.results.run import watched
 
 HERE = Path(__file__).parent
 STEPS, BATCH, SCENES, SEEDS = 1200, 64, 8192, 3  # of the whole plan
@@ -198,7 +199,8 @@ def train(net, world, change, *, steps, seed=0, batch=BATCH, watch=None, state=N
         kept = dict(net=net.state_dict(), optimisers=[one.state_dict() for one in optimiser])
         save(kept | dict(step=step, losses=losses, rates=rates))
 
-    for step in (bar := tqdm(range(first, steps), initial=first, total=steps, mininterval=5)):
+    how = dict(mininterval=5, leave=False, disable=watch is not None and not watched())
+    for step in (bar := tqdm(range(first, steps), initial=first, total=steps, **how)):
         if watch is not None and step % EVERY == 0:
             watch(step)
         if save is not None and step % 200 == 0 and step > first:

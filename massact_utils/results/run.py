@@ -146,7 +146,7 @@ class Run:
                 with storage.claimed(lock, wait=False):
                     pass
         total, before = sum(map(len, batches)), sum(len(batch) for batch in batches if batch.index in done)
-        with tqdm(total=total, initial=before, unit="prompt", leave=False, disable=not _watched()) as bar:
+        with tqdm(total=total, initial=before, unit="prompt", leave=False, disable=not watched()) as bar:
             for wait in (False, True):
                 if wait and len(done) < len(batches):
                     bar.set_description("waiting for another process")
@@ -306,6 +306,6 @@ def progress(out_dir) -> tuple[int, int]:
     return len(done), sum(-(-loop["prompts"] // loop["in batches of"]) for loop in loops.values())
 
 
-def _watched() -> bool:
+def watched() -> bool:
     """Whether somebody looks on: at a terminal or in Jupyter, not while a notebook is executed to be kept."""
     return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
