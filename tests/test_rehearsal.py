@@ -13,10 +13,9 @@ import massact_utils as mu
 ROOT = Path(__file__).parents[1]
 MODELS = ["flux.1-dev", "flux.1-schnell", "flux.2-klein-4b", "qwen-image", "sana-1.5-1.6b", "sd3.5-medium"]
 SMALL = [pytest.param("sana-1.5-1.6b", 1, 16)]  # the cheapest: a doubled batch, width 2240, a minute on two idle cores
-LARGER = [pytest.param(model, 2, 64, marks=pytest.mark.slow) for model in MODELS]
 
 
-@pytest.mark.parametrize("model, depth, tokens", SMALL + LARGER)
+@pytest.mark.parametrize("model, depth, tokens", SMALL)
 def test_a_rehearsal_runs_all_four_notebooks(tmp_path, model, depth, tokens):
     command = [
         sys.executable,
