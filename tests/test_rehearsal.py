@@ -45,7 +45,7 @@ def test_a_rehearsal_runs_all_four_notebooks(tmp_path, model, depth, tokens):
 
 WIDTHS = dict(zip(MODELS, [3072, 3072, 3072, 3072, 2240, 1536], strict=True))
 BLOCKS = dict(zip(MODELS, [57, 57, 25, 60, 20, 24], strict=True))
-BILLIONS = dict(zip(MODELS, [11.9, 11.9, 3.9, 20.4, 1.6, 2.2], strict=True))  # of the model cards
+BILLIONS = dict(zip(MODELS, [11.9, 11.9, 3.9, 20.4, 1.6, 2.2], strict=True))  # as commonly given, not read off the weights
 
 
 @pytest.mark.parametrize("model", MODELS)
