@@ -45,12 +45,12 @@ def test_a_rehearsal_runs_all_four_notebooks(tmp_path, model, depth, tokens):
 
 WIDTHS = dict(zip(MODELS, [3072, 3072, 3072, 3072, 2240, 1536], strict=True))
 BLOCKS = dict(zip(MODELS, [57, 57, 25, 60, 20, 24], strict=True))
-BILLIONS = dict(zip(MODELS, [11.9, 11.9, 3.9, 20.4, 1.6, 2.2], strict=True))  # as commonly given, not read off the weights
+BILLIONS = dict(zip(MODELS, [11.9, 11.9, 3.9, 20.4, 1.6, 2.2], strict=True))  # as commonly given
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_stand_ins_have_the_true_shape(model, monkeypatch):
-    """Built without memory: blocks, widths and the number of parameters that the model cards state."""
+    """Built without memory: blocks, widths and the number of parameters that are commonly given."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import standins
 
