@@ -1,6 +1,6 @@
 """The models of the paper, and SD3.5, in their true shape with random weights, as ordinary pipeline folders.
 
-Transformers and autoencoders have the configurations of their model cards (classes' defaults and conversion scripts of
+Transformers and autoencoders have the configurations known of them (classes' defaults and conversion scripts of
 diffusers 0.42.1); schedulers too. A text encoder has the true width and next to no depth, since only its width reaches
 the transformer; one tokenizer of words serves all. A transformer of reduced depth keeps its width, and its autoencoder
 a quarter of its own. Shapes, memory and time owe nothing to the weights.

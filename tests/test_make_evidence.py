@@ -188,11 +188,11 @@ def test_a_column_for_a_tiny_flux_pipeline(tmp_path):
     (tmp_path / "docs" / "evidence").mkdir(parents=True)
     (tmp_path / "docs" / "claims.json").write_text((ROOT / "docs" / "claims.json").read_text())
     (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
-    size, few = {"height": 64, "width": 64}, {"num_inference_steps": 2}
+    call = {"call": {"height": 64, "width": 64, "num_inference_steps": 2}}
     sizes = {
-        "01_statistics": size | {"n_prompts": 4, "n_seeds": 2, "steps": 2},
-        "02_disruption": size | {"n_prompts": 8, "n_seeds": 2, "n_layers": 2, "steps": 2},
-        "04_transport": {"n_tune": 2, "n_report": 2, "call": size | few},
+        "01_statistics": call | {"n_prompts": 4, "n_seeds": 2},
+        "02_disruption": call | {"n_prompts": 8, "n_seeds": 2, "n_layers": 2},
+        "04_transport": call | {"n_tune": 2, "n_report": 2},
     }
     for stem in sizes:
         shutil.copy(ROOT / "notebooks" / f"{stem}.ipynb", tmp_path / "notebooks")

@@ -61,7 +61,7 @@ def check_parameters(notebook):
 def check_length(notebook):
     for i, cell in enumerate(code(notebook), 1):
         listed = "parameters" in cell.metadata.get("tags", [])  # a list, with no code to follow
-        if len(cell.source.splitlines()) > 15 + 3 * listed:
+        if len(cell.source.splitlines()) > 15 + listed:
             yield f"code cell {i} has {len(cell.source.splitlines())} lines; 15 at most"
     least, most = (12, 45) if any("mu.Run(" in cell.source for cell in code(notebook)) else (6, 9)
     if not least <= len(code(notebook)) <= most:
