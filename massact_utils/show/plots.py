@@ -8,6 +8,7 @@ from io import BytesIO
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from PIL import Image
@@ -89,20 +90,30 @@ def contact_sheet(pictures, *, ax):
     return ax
 
 
-def response(table, x, y, *, ax):
-    """Mean of y with its 95 % bootstrap interval against x, a line for each channel set: table x, y, which, a row an
-    image.
-    """
-    import seaborn
+def response(table, x, y, *, ax, log: bool = False):
+    """Mean of y over x with its 95 % interval over prompts, a line for each channel set.
 
-    seaborn.lineplot(
-        table, x=x, y=y, hue="which", palette=COLOURS, marker="o", err_style="bars", errorbar=("ci", 95), seed=0, ax=ax
-    )
+    The table has x, y, which, image (the prompt) and draw, a row an image; missing values are left out. Where a set
+    has eight draws or more, a short line beside the mean is a single draw. `log` draws y on a logarithmic axis, so that
+    a large value does not flatten the others. Raises what `paired_interval` does.
+    """
+    for which, some in table.dropna(subset=[y]).groupby("which", sort=False):
+        by = {at: part.pivot_table(index="draw", columns="image", values=y).values for at, part in some.groupby(x)}
+        ends = np.array([paired_interval(each[..., None] if len(each) > 1 else each[0]) for each in by.values()])
+        error, look = np.abs(ends[:, 1:] - ends[:, :1]).T, dict(color=COLOURS[which], marker="o", elinewidth=0.8)
+        ax.errorbar([*by], ends[:, 0], error, label=which, **look)
+        for at, each in by.items():
+            if len(each) > 1:
+                ax.plot([at * 1.2] * len(each), each.mean(1), "_", color=COLOURS[which], ms=9)
     if x == "k":
         ax.set_xscale("log", base=2)
         ax.set(xlabel="k, channels in the set", xticks=(ticks := sorted(table.k.unique())), xticklabels=ticks)
         ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.legend(frameon=False, title=None)
+    if log:
+        ax.set_yscale("log")
+        _decades(ax.yaxis, *ax.get_ylim())
+    ax.set_ylabel(y)
+    ax.legend(frameon=False)
     return ax
 
 
@@ -320,18 +331,23 @@ def contrast(values, *, ax):
 
 
 def plane(table, x, y, *, ax):
-    """Arms in a plane of two measures: table which, mode, layer, phase and two measures, a row an image.
+    """Arms in a plane of two measures: table which, mode and two measures, a row an image.
 
-    A point is an arm's mean over images and draws, in the colour of its set. Small points are edits in a part of the
-    layers or steps, large ones everywhere; of these the top set's have their edit beside them, and what is no set its
-    name.
+    A point is an arm's mean over images and draws. Its colour is the set of channels, its shape the edit; two legends
+    to the right of the plane say which. An arm whose `which` is no set of channels is a grey star.
     """
-    for (which, mode, layer, phase), some in table.groupby(["which", "mode", "layer", "phase"], sort=False):
-        everywhere, at = layer == phase == "all", some[[x, y]].mean()
-        ax.plot(*at, "o", color=COLOURS.get(which, "#AAAAAA"), ms=7 if everywhere else 3)
-        if everywhere and (which == "top" or which not in COLOURS):
-            ax.annotate(mode if which == "top" else which, at, xytext=(5, 2), textcoords="offset points", fontsize=8)
-    ax.margins(x=0.2)
+    marks = dict(zip(table["mode"].unique(), "os^vDXP", strict=False))
+    for (which, mode), some in table.groupby(["which", "mode"], sort=False):
+        mark = marks[mode] if which in COLOURS else "*"
+        ax.plot(*some[[x, y]].mean(), mark, color=COLOURS.get(which, "#777777"), ms=9, mec="white", mew=0.6)
+    look, of = dict(ls="", ms=8), table.which.unique()
+    sets = [
+        Line2D([], [], color=COLOURS.get(n, "#777777"), marker="o" if n in COLOURS else "*", label=n, **look)
+        for n in of
+    ]
+    edits = [Line2D([], [], color="#BBBBBB", marker=mark, label=mode, **look) for mode, mark in marks.items()]
+    ax.add_artist(ax.legend(handles=sets, frameon=False, loc="upper left", bbox_to_anchor=(1, 1)))
+    ax.legend(handles=edits, frameon=False, loc="lower left", bbox_to_anchor=(1, 0))
     ax.set(xlabel=x, ylabel=y)
     return ax
 
