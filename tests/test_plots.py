@@ -144,6 +144,17 @@ def test_a_plane_has_a_point_for_each_arm_and_legends_name_every_colour_and_shap
     assert len({named[mode].get_marker() for mode in ("zero", "no level")} | {"*"}) == 3
 
 
+def test_dots_stand_in_their_row_in_the_colour_of_their_set(ax):
+    values = pd.DataFrame({"top": [0.9, 0.2], "outside": [0.9, 0.3], "chance": [0.5, 0.1]}, ["ground", "shape"])
+    assert plots.dots(values, ax=ax) is ax
+    found = {line.get_label(): line for line in ax.lines}
+    for name in values:
+        assert found[name].get_xdata().tolist() == values[name].tolist()
+        assert found[name].get_ydata().round().tolist() == [0, 1]
+    assert [to_hex(found[n].get_color()).upper() for n in ("top", "chance")] == [plots.COLOURS["top"], "#000000"]
+    assert found["top"].get_ydata()[0] != found["outside"].get_ydata()[0], "equal numbers hide each other"
+
+
 def test_words_have_a_cell_for_each_channel(ax):
     shares = pd.DataFrame([[1.0, 0.25], [0.0, 0.75]], ["ground", "shape"], [17, 4])
     assert plots.words(shares, ax=ax) is ax

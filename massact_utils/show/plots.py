@@ -352,6 +352,23 @@ def plane(table, x, y, *, ax):
     return ax
 
 
+def dots(values, *, ax):
+    """A dot for each number, from 0 to 1: a table with rows down the axis and a colour for each column, in the order of
+    its columns. A channel set has its colour, and "chance" is a black stroke.
+    """
+    rows = np.arange(len(values))
+    for name, shift in zip(values.columns, np.linspace(-0.12, 0.12, len(values.columns)), strict=True):
+        look = dict(marker="|", ms=14, mew=2) if name == "chance" else dict(marker="o", ms=7)
+        at = rows if name == "chance" else rows + shift  # equal numbers stay apart
+        ax.plot(values[name], at, ls="", color=COLOURS.get(name, "black"), label=name, **look)
+    ax.set(yticks=rows, yticklabels=values.index, xlim=(0, 1.03))
+    ax.grid(axis="y", color="#EEEEEE")
+    ax.set_axisbelow(True)
+    ax.invert_yaxis()
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
 def words(shares, *, ax):
     """Which word a channel follows, as a picture: a table of shares from 0 to 1, words down and channels across."""
     ax.imshow(shares.clip(0, 1), cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
