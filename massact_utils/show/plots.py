@@ -8,7 +8,6 @@ from io import BytesIO
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from PIL import Image
@@ -29,7 +28,7 @@ COLOURS = {
 COLOURS["all"] = COLOURS["median"]
 
 
-def _decades(axis, low: float, high: float) -> None:
+def decades(axis, low: float, high: float) -> None:
     """Plain numbers, not powers, on a logarithmic axis."""
     ticks = [m * 10.0**e for e in range(-4, 7) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
     ticks = ticks if len(ticks) < 8 else [t for t in ticks if f"{t:e}"[0] == "1"]
@@ -90,33 +89,6 @@ def contact_sheet(pictures, *, ax):
     return ax
 
 
-def response(table, x, y, *, ax, log: bool = False):
-    """Mean of y over x with its 95 % interval over prompts, a line for each channel set.
-
-    The table has x, y, which, image (the prompt) and draw, a row an image; missing values are left out. Where a set
-    has eight draws or more, a short line beside the mean is a single draw. `log` draws y on a logarithmic axis, so that
-    a large value does not flatten the others. Raises what `paired_interval` does.
-    """
-    for which, some in table.dropna(subset=[y]).groupby("which", sort=False):
-        by = {at: part.pivot_table(index="draw", columns="image", values=y).values for at, part in some.groupby(x)}
-        ends = np.array([paired_interval(each[..., None] if len(each) > 1 else each[0]) for each in by.values()])
-        error, look = np.abs(ends[:, 1:] - ends[:, :1]).T, dict(color=COLOURS[which], marker="o", elinewidth=0.8)
-        ax.errorbar([*by], ends[:, 0], error, label=which, **look)
-        for at, each in by.items():
-            if len(each) > 1:
-                ax.plot([at * 1.2] * len(each), each.mean(1), "_", color=COLOURS[which], ms=9)
-    if x == "k":
-        ax.set_xscale("log", base=2)
-        ax.set(xlabel="k, channels in the set", xticks=(ticks := sorted(table.k.unique())), xticklabels=ticks)
-        ax.xaxis.set_minor_formatter(NullFormatter())
-    if log:
-        ax.set_yscale("log")
-        _decades(ax.yaxis, *ax.get_ylim())
-    ax.set_ylabel(y)
-    ax.legend(frameon=False)
-    return ax
-
-
 def spectrum(scores, *, ax):
     """Channel scores sorted within each layer, over rank: scores (layer, channel), one line a layer, light to dark."""
     ranked = np.sort(scores.transpose("layer", "channel").values, axis=1)[:, ::-1]
@@ -126,8 +98,8 @@ def spectrum(scores, *, ax):
     for i, (line, shade, layer) in enumerate(zip(ranked, shades, scores.layer.values, strict=True)):
         ax.plot(rank, line, color=shade, lw=1.5, label=str(layer) if i in named else None)
     ax.set(xscale="log", yscale="log", xlabel="rank of the channel in its layer", ylabel="mean |activation|")
-    _decades(ax.xaxis, 1, ranked.shape[1])
-    _decades(ax.yaxis, ranked[ranked > 0].min(), ranked.max())
+    decades(ax.xaxis, 1, ranked.shape[1])
+    decades(ax.yaxis, ranked[ranked > 0].min(), ranked.max())
     ax.legend(title="layer", fontsize="small", ncols=2, frameon=False)
     return ax
 
@@ -140,7 +112,7 @@ def channel_map(scores, *, ax):
     ax.set(xlabel="channel", ylabel="layer", yticks=_every(len(values)))
     bar = ax.figure.colorbar(picture, ax=ax, pad=0.02)
     bar.set_label("mean |activation|")
-    _decades(bar.ax.yaxis, low, high)
+    decades(bar.ax.yaxis, low, high)
     return ax
 
 
@@ -151,7 +123,7 @@ def depth(scores, *, ax):
         ax.plot(scores.layer, ranked[:, rank], color=COLOURS["top"], alpha=shade, marker="o", ms=3, label=rank + 1)
     ax.plot(scores.layer, scores.median("channel"), color=COLOURS["median"], ls="--", label="median")
     ax.set(yscale="log", xlabel="layer", xticks=scores.layer.values[_every(len(ranked))])
-    _decades(ax.yaxis, *ax.get_ylim())
+    decades(ax.yaxis, *ax.get_ylim())
     ax.legend(title="rank", fontsize="small", ncols=2, frameon=False)
     return ax
 
@@ -178,7 +150,7 @@ def atlas(ratio, *, ax):
     ax.set(xlabel="channel", ylabel="layer (in each: noise to image, downwards)")
     bar = ax.figure.colorbar(picture, ax=ax, pad=0.02)
     bar.set_label("times the median")
-    _decades(bar.ax.yaxis, 1, max(values.max(), 2))
+    decades(bar.ax.yaxis, 1, max(values.max(), 2))
     return ax
 
 
@@ -229,7 +201,7 @@ def signs(means, top, *, ax):
     ax.set(xscale="log", yscale="log", xlabel="mean |activation|", ylabel="|mean activation|")
     ax.set(ylim=(ends[0] / 20, ends[1] * 1.5))
     for axis, limits in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
-        _decades(axis, *limits)
+        decades(axis, *limits)
     return ax
 
 
@@ -254,8 +226,8 @@ def birth(losses, excess, kept, chance: float, *, axes):
         axes[0].set_title(f"Over 5 times the median from step {excess.step.values[above.argmax()]} on")
     axes[1].set_title(f"Over 0.5 from step {kept.step.values[(kept > 0.5).values.argmax()]} on")
     for ax in axes:
-        _decades(ax.xaxis, 1, 1e6)
-    _decades(axes[0].yaxis, *axes[0].get_ylim())
+        decades(ax.xaxis, 1, 1e6)
+    decades(axes[0].yaxis, *axes[0].get_ylim())
     return axes
 
 
@@ -327,28 +299,6 @@ def contrast(values, *, ax):
     ax.set_yticks(range(len(values)), list(values))
     ax.invert_yaxis()
     ax.axvline(0, color="#BBBBBB", lw=0.8)
-    return ax
-
-
-def plane(table, x, y, *, ax):
-    """Arms in a plane of two measures: table which, mode and two measures, a row an image.
-
-    A point is an arm's mean over images and draws. Its colour is the set of channels, its shape the edit; two legends
-    to the right of the plane say which. An arm whose `which` is no set of channels is a grey star.
-    """
-    marks = dict(zip(table["mode"].unique(), "os^vDXP", strict=False))
-    for (which, mode), some in table.groupby(["which", "mode"], sort=False):
-        mark = marks[mode] if which in COLOURS else "*"
-        ax.plot(*some[[x, y]].mean(), mark, color=COLOURS.get(which, "#777777"), ms=9, mec="white", mew=0.6)
-    look, of = dict(ls="", ms=8), table.which.unique()
-    sets = [
-        Line2D([], [], color=COLOURS.get(n, "#777777"), marker="o" if n in COLOURS else "*", label=n, **look)
-        for n in of
-    ]
-    edits = [Line2D([], [], color="#BBBBBB", marker=mark, label=mode, **look) for mode, mark in marks.items()]
-    ax.add_artist(ax.legend(handles=sets, frameon=False, loc="upper left", bbox_to_anchor=(1, 1)))
-    ax.legend(handles=edits, frameon=False, loc="lower left", bbox_to_anchor=(1, 0))
-    ax.set(xlabel=x, ylabel=y)
     return ax
 
 
