@@ -156,6 +156,12 @@ def test_attributes_that_are_right():
     assert right[["light", "style"]].isna().all(), "the caption leaves it open"
 
 
+def test_words_right_are_counted_by_what_they_are_about():
+    right = pd.DataFrame([[1, 0, 1, 1, np.nan, np.nan, np.nan, np.nan], [1, 1, 0, 1, 1, 0, 0, np.nan]], dtype=float)
+    found = readout.by_subject(right.set_axis(list(readout.WORDS), axis=1))
+    assert found.round(6).fillna(-1).values.tolist() == [[0.5, 1, -1], [0.75, 0.5, 0]]
+
+
 def test_an_image_encoder_by_folder(tmp_path):
     """A DINOv2 compares images but reads no text."""
     config = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)

@@ -64,18 +64,6 @@ def test_small_pictures_have_no_side_above_the_limit_and_the_images_own_pixels()
     assert found.shape == (2, 96, 100, 3) and (found == images[:, :, ::3]).all()
 
 
-def test_a_response_has_the_mean_of_every_set_in_its_colour(ax):
-    table = pd.DataFrame(
-        {"k": [1, 1, 8, 8] * 2, "lost": [0, 2, 4, 8, 1, 1, 2, 2.0], "which": ["top"] * 4 + ["bottom"] * 4}
-    )
-    assert plots.response(table, "k", "lost", ax=ax) is ax
-    lines = {
-        to_hex(line.get_color()).upper(): line.get_ydata().tolist() for line in ax.lines if len(line.get_xdata()) == 2
-    }
-    assert lines[plots.COLOURS["top"]] == [1, 6] and lines[plots.COLOURS["bottom"]] == [1, 2]
-    assert ax.get_xticks().tolist() == [1, 8] and ax.get_xscale() == "log"
-
-
 def test_an_atlas_has_a_band_of_steps_for_each_layer_and_a_column_for_each_channel(ax):
     ratio = xr.DataArray(
         np.arange(1.0, 25.0).reshape(3, 2, 4),
@@ -116,14 +104,15 @@ def test_a_contrast_has_a_dot_for_each_name_at_its_mean(ax):
     assert [label.get_text() for label in ax.get_yticklabels()] == ["top, moved", "outside"] and ax.yaxis_inverted()
 
 
-def test_a_plane_has_a_point_for_each_arm_and_names_the_edits_that_are_everywhere(ax):
-    rows = [("top", "zero", "all", "all", 1.0, 4.0), ("top", "zero", "all", "all", 3.0, 6.0)]
-    rows += [("top", "zero", "3", "all", 0.5, 0.5), ("other noise", "zero", "all", "all", 2.0, 0.0)]
-    table = pd.DataFrame(rows, columns=["which", "mode", "layer", "phase", "detail", "lost"])
-    assert plots.plane(table, "detail", "lost", ax=ax) is ax
-    points = {(float(line.get_xdata()[0]), float(line.get_ydata()[0])): line.get_markersize() for line in ax.lines}
-    assert list(points) == [(2, 5), (0.5, 0.5), (2, 0)] and points[2, 5] == points[2, 0] > points[0.5, 0.5]
-    assert [text.get_text() for text in ax.texts] == ["zero", "other noise"]
+def test_dots_stand_in_their_row_in_the_colour_of_their_set(ax):
+    values = pd.DataFrame({"top": [0.9, 0.2], "outside": [0.9, 0.3], "chance": [0.5, 0.1]}, ["ground", "shape"])
+    assert plots.dots(values, ax=ax) is ax
+    found = {line.get_label(): line for line in ax.lines}
+    for name in values:
+        assert found[name].get_xdata().tolist() == values[name].tolist()
+        assert found[name].get_ydata().round().tolist() == [0, 1]
+    assert [to_hex(found[n].get_color()).upper() for n in ("top", "chance")] == [plots.COLOURS["top"], "#000000"]
+    assert found["top"].get_ydata()[0] != found["outside"].get_ydata()[0], "equal numbers hide each other"
 
 
 def test_words_have_a_cell_for_each_channel(ax):

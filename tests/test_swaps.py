@@ -1,6 +1,7 @@
 """Swapping a word changes that word alone, and a channel that follows a word is found."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from massact_utils import toyworld
@@ -44,3 +45,19 @@ def test_a_planted_word_explains_its_channel(some):
     assert found[0].round(6).to_dict() == {name: float(name == "ground") for name in swaps.WORDS}
     assert found[1].light > found[1].style > 0 and found[1].sum() == pytest.approx(1)
     assert (found[2] == 0).all()
+
+
+def test_words_are_read_off_levels_and_the_subject_off_patterns():
+    """Channel 0 has a word as its level, channel 1 the subject as its pattern, without a level; channel 2 is noise."""
+    rng = np.random.default_rng(0)
+    words = pd.DataFrame({"ground": rng.integers(0, 3, 60), "shape": rng.integers(0, 3, 60)})
+    subject = np.array([rng.permutation(12) < 4 for _ in range(60)])  # as many in each scene
+    seen = rng.normal(size=(60, 12, 3))
+    seen[..., 0] += 5 * words.ground.values[:, None]
+    seen[..., 1] += 5 * subject
+    found = swaps.read(seen, words, subject)
+    assert list(found.index) == ["ground", "shape", "a token: subject?"]
+    assert found["ground"] > 0.95 and found["a token: subject?"] > 0.95 and found["shape"] < 0.6
+    planted = seen.copy()
+    planted[..., 1] -= planted[..., 1].mean(1, keepdims=True)
+    assert swaps.read(planted, words, subject)["a token: subject?"] == found["a token: subject?"]

@@ -18,6 +18,13 @@ from .metrics import batches, check_pairs, chosen_device, encoder, evaluator, to
 WORDS = {name: words for name, words in toyworld.ATTRIBUTES.items() if not name.startswith("companion")}
 
 
+OF = {  # what a word is about
+    "subject's words": ["shape", "colour", "size", "place"],
+    "ground's words": ["ground", "pattern"],
+    "light and style": ["light", "style"],
+}
+
+
 @evaluator
 def _segmenter(device: str):
     folder = toy("segmenter")
@@ -36,6 +43,13 @@ def attributes_right(images, prompts, *, device=None) -> pd.DataFrame:
     said = pd.DataFrame([vars(toyworld.parse(prompt)) for prompt in prompts])[list(WORDS)]
     right = read_attributes(images, device=device)[list(said)] == said
     return right.astype(float).where(said.notna())
+
+
+def by_subject(right: pd.DataFrame) -> pd.DataFrame:
+    """Share of the words that is right, of the subject, of the ground, of light and style (`OF`): the columns of
+    `attributes_right` -> a row an image, 0 to 1. Counted are the words that the caption names; nan where it names none.
+    """
+    return pd.DataFrame({name: right[words].mean(axis=1) for name, words in OF.items()})
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Swaps: one word of a ToyWorld scene changed at a time, and which word a channel's level follows."""
+"""Swaps: what a few channels tell of a ToyWorld scene, and which word of it each channel's level follows."""
 
 from dataclasses import replace
 
@@ -8,6 +8,7 @@ import pandas as pd
 from .. import toyworld
 from ..probes.record import Record
 from ..probes.transport import noised_source
+from .linear import read_out
 
 WORDS = tuple(name for name in toyworld.ATTRIBUTES if not name.startswith("companion"))
 
@@ -48,6 +49,22 @@ def noised(pipe, images, captions, seeds, channels, *, layer: int, step: int, at
         how = dict(prompt=list(captions[part]), seed=seeds[part], layers=layer, steps=step)
         noised_source(pipe, list(images[part]), record, **how, **call)
     return record[record.steps[0], layer][1].float().cpu().numpy(), record.grid
+
+
+def read(seen, words: pd.DataFrame, subject) -> pd.Series:
+    """How well a linear map reads off a scene what some channels tell: tokens (n, N, K) -> balanced accuracies, 0 to 1.
+
+    An entry for each column of `words` (a row a scene), read off the channels' levels, which are means over the tokens;
+    and the last, "a token: subject?", for whether a token is the subject's, `subject` (n, N) bool, read off the
+    patterns, which are what is left; tokens of one scene stay in one fold. As `linear.read_out`, which says more and
+    raises ValueError for words that are all the same.
+    """
+    seen, subject = np.asarray(seen), np.asarray(subject)
+    level = seen.mean(1, keepdims=True)
+    found = {name: read_out(level[:, 0], words[name]) for name in words}
+    scene = np.repeat(np.arange(len(subject)), subject.shape[1])
+    tokens = (seen - level).reshape(-1, seen.shape[-1])
+    return pd.Series(found | {"a token: subject?": read_out(tokens, subject.ravel(), groups=scene)})
 
 
 def shares(levels, table: pd.DataFrame, channels=None) -> pd.DataFrame:

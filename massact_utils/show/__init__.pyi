@@ -1,8 +1,9 @@
-from . import controls, explorers, page, plots
+from . import controls, explorers, losses, page, plots
 
 __all__ = [
     "controls",
     "explorers",
+    "losses",
     "page",
     "plots",
 ]

@@ -28,7 +28,7 @@ COLOURS = {
 COLOURS["all"] = COLOURS["median"]
 
 
-def _decades(axis, low: float, high: float) -> None:
+def decades(axis, low: float, high: float) -> None:
     """Plain numbers, not powers, on a logarithmic axis."""
     ticks = [m * 10.0**e for e in range(-4, 7) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
     ticks = ticks if len(ticks) < 8 else [t for t in ticks if f"{t:e}"[0] == "1"]
@@ -89,23 +89,6 @@ def contact_sheet(pictures, *, ax):
     return ax
 
 
-def response(table, x, y, *, ax):
-    """Mean of y with its 95 % bootstrap interval against x, a line for each channel set: table x, y, which, a row an
-    image.
-    """
-    import seaborn
-
-    seaborn.lineplot(
-        table, x=x, y=y, hue="which", palette=COLOURS, marker="o", err_style="bars", errorbar=("ci", 95), seed=0, ax=ax
-    )
-    if x == "k":
-        ax.set_xscale("log", base=2)
-        ax.set(xlabel="k, channels in the set", xticks=(ticks := sorted(table.k.unique())), xticklabels=ticks)
-        ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.legend(frameon=False, title=None)
-    return ax
-
-
 def spectrum(scores, *, ax):
     """Channel scores sorted within each layer, over rank: scores (layer, channel), one line a layer, light to dark."""
     ranked = np.sort(scores.transpose("layer", "channel").values, axis=1)[:, ::-1]
@@ -115,8 +98,8 @@ def spectrum(scores, *, ax):
     for i, (line, shade, layer) in enumerate(zip(ranked, shades, scores.layer.values, strict=True)):
         ax.plot(rank, line, color=shade, lw=1.5, label=str(layer) if i in named else None)
     ax.set(xscale="log", yscale="log", xlabel="rank of the channel in its layer", ylabel="mean |activation|")
-    _decades(ax.xaxis, 1, ranked.shape[1])
-    _decades(ax.yaxis, ranked[ranked > 0].min(), ranked.max())
+    decades(ax.xaxis, 1, ranked.shape[1])
+    decades(ax.yaxis, ranked[ranked > 0].min(), ranked.max())
     ax.legend(title="layer", fontsize="small", ncols=2, frameon=False)
     return ax
 
@@ -129,7 +112,7 @@ def channel_map(scores, *, ax):
     ax.set(xlabel="channel", ylabel="layer", yticks=_every(len(values)))
     bar = ax.figure.colorbar(picture, ax=ax, pad=0.02)
     bar.set_label("mean |activation|")
-    _decades(bar.ax.yaxis, low, high)
+    decades(bar.ax.yaxis, low, high)
     return ax
 
 
@@ -140,7 +123,7 @@ def depth(scores, *, ax):
         ax.plot(scores.layer, ranked[:, rank], color=COLOURS["top"], alpha=shade, marker="o", ms=3, label=rank + 1)
     ax.plot(scores.layer, scores.median("channel"), color=COLOURS["median"], ls="--", label="median")
     ax.set(yscale="log", xlabel="layer", xticks=scores.layer.values[_every(len(ranked))])
-    _decades(ax.yaxis, *ax.get_ylim())
+    decades(ax.yaxis, *ax.get_ylim())
     ax.legend(title="rank", fontsize="small", ncols=2, frameon=False)
     return ax
 
@@ -167,7 +150,7 @@ def atlas(ratio, *, ax):
     ax.set(xlabel="channel", ylabel="layer (in each: noise to image, downwards)")
     bar = ax.figure.colorbar(picture, ax=ax, pad=0.02)
     bar.set_label("times the median")
-    _decades(bar.ax.yaxis, 1, max(values.max(), 2))
+    decades(bar.ax.yaxis, 1, max(values.max(), 2))
     return ax
 
 
@@ -218,7 +201,7 @@ def signs(means, top, *, ax):
     ax.set(xscale="log", yscale="log", xlabel="mean |activation|", ylabel="|mean activation|")
     ax.set(ylim=(ends[0] / 20, ends[1] * 1.5))
     for axis, limits in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
-        _decades(axis, *limits)
+        decades(axis, *limits)
     return ax
 
 
@@ -243,8 +226,8 @@ def birth(losses, excess, kept, chance: float, *, axes):
         axes[0].set_title(f"Over 5 times the median from step {excess.step.values[above.argmax()]} on")
     axes[1].set_title(f"Over 0.5 from step {kept.step.values[(kept > 0.5).values.argmax()]} on")
     for ax in axes:
-        _decades(ax.xaxis, 1, 1e6)
-    _decades(axes[0].yaxis, *axes[0].get_ylim())
+        decades(ax.xaxis, 1, 1e6)
+    decades(axes[0].yaxis, *axes[0].get_ylim())
     return axes
 
 
@@ -319,20 +302,20 @@ def contrast(values, *, ax):
     return ax
 
 
-def plane(table, x, y, *, ax):
-    """Arms in a plane of two measures: table which, mode, layer, phase and two measures, a row an image.
-
-    A point is an arm's mean over images and draws, in the colour of its set. Small points are edits in a part of the
-    layers or steps, large ones everywhere; of these the top set's have their edit beside them, and what is no set its
-    name.
+def dots(values, *, ax):
+    """A dot for each number, from 0 to 1: a table with rows down the axis and a colour for each column, in the order of
+    its columns. A channel set has its colour, and "chance" is a black stroke.
     """
-    for (which, mode, layer, phase), some in table.groupby(["which", "mode", "layer", "phase"], sort=False):
-        everywhere, at = layer == phase == "all", some[[x, y]].mean()
-        ax.plot(*at, "o", color=COLOURS.get(which, "#AAAAAA"), ms=7 if everywhere else 3)
-        if everywhere and (which == "top" or which not in COLOURS):
-            ax.annotate(mode if which == "top" else which, at, xytext=(5, 2), textcoords="offset points", fontsize=8)
-    ax.margins(x=0.2)
-    ax.set(xlabel=x, ylabel=y)
+    rows = np.arange(len(values))
+    for name, shift in zip(values.columns, np.linspace(-0.12, 0.12, len(values.columns)), strict=True):
+        look = dict(marker="|", ms=14, mew=2) if name == "chance" else dict(marker="o", ms=7)
+        at = rows if name == "chance" else rows + shift  # equal numbers stay apart
+        ax.plot(values[name], at, ls="", color=COLOURS.get(name, "black"), label=name, **look)
+    ax.set(yticks=rows, yticklabels=values.index, xlim=(0, 1.03))
+    ax.grid(axis="y", color="#EEEEEE")
+    ax.set_axisbelow(True)
+    ax.invert_yaxis()
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
