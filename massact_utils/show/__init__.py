@@ -1,7 +1,7 @@
 """Show: what people look at.
 
-plots (figures on an `ax`), explorers (controls and a picture that follows them; made of what controls has), page (the
-same for a page without a kernel).
+plots (figures on an `ax`), outlines (those of masks), explorers (controls and a picture that follows them; made of what
+controls has), page (the same for a page without a kernel).
 May import: models, probes, measures, results.
 """
 

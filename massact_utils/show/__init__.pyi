@@ -1,8 +1,9 @@
-from . import controls, explorers, page, plots
+from . import controls, explorers, outlines, page, plots
 
 __all__ = [
     "controls",
     "explorers",
+    "outlines",
     "page",
     "plots",
 ]
