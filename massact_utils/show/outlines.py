@@ -16,25 +16,28 @@ NOTHING = "#FFFFFF"
 def over_noise(lines: dict, noise, *, ax):
     """Means over images with their 95 % intervals from pure noise (left) to the picture: {name: scores (step, image)}.
 
-    `noise` is the noise level of each step, from 1 down to 0. A draw among the dims is averaged. The y axis is from 0
-    to 1, and a name has its colour.
+    `noise` is the noise level of each step, from 1 down. A draw among the dims is averaged. The y axis is from 0 to 1,
+    and a name has its colour.
     """
     for name, line in lines.items():
         plots.means(noise, line, ax=ax, label=name)
-    ax.set(xlim=(1.04, -0.04), ylim=(0, 1), xlabel="noise level (1: pure noise)")
+    ax.set(xlim=(1.04, min(noise) - 0.04), ylim=(0, 1), xlabel="noise level (1: pure noise)")
     return ax
 
 
 def masks(pictures, rows: dict, *, ax, columns=(0, 1, 2, 3)):
     """Pictures and under each its masks: pictures (image, h, w, 3) uint8, rows {name: masks or heat (image, H, W)}.
 
-    Masks are bool, white where they are; heat is from 0, black, to 1, white. `columns` are the images shown.
+    Masks are bool, white where they are. Heat is grey, from its least (black) to its largest (white) in each image.
+    `columns` are the images shown.
     """
     sheet = {("image", column): pictures[i] for column, i in enumerate(columns)}
     for name, found in rows.items():
         for column, i in enumerate(columns):
             shade = np.asarray(found[i])
-            sheet[name, column] = shade if shade.dtype == bool else np.uint8(255 * np.clip(shade, 0, 1))
+            if shade.dtype != bool:
+                shade = np.uint8(255 * (shade - shade.min()) / max(np.ptp(shade), 1e-12))
+            sheet[name, column] = shade
     plots.contact_sheet(sheet, ax=ax)
     ax.set_xticks([])
     return ax
@@ -56,5 +59,5 @@ def things(pictures, rows: dict, names, *, ax):
     plots.contact_sheet(sheet, ax=ax)
     ax.set_xticks([])
     patches = [Patch(fc=fill / 255, ec="#AAAAAA", label=name) for fill, name in zip(shades, names, strict=False)]
-    ax.legend(handles=patches, ncols=len(names), frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0))
+    ax.legend(handles=patches, ncols=2, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0))
     return ax
