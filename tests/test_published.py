@@ -1,6 +1,7 @@
 """README, ledger page and the notebooks' boxes show the ledger, and evidence of older code is marked stale."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -83,6 +84,20 @@ def test_evidence_covers_default_runs_and_a_notebook_without_provenance_has_none
         ("02.told", "big"): (64, "evidence"),
         ("02.new", "big"): (12, "default run"),
     }
+
+
+def test_the_newest_first_picture_of_a_notebook_is_published(root):
+    for at, (name, number, words) in enumerate((("a", "03", b"old"), ("b", "02", b"its"), ("c", "03", b"new"))):
+        folder = root / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "claims.json").write_text(json.dumps([row(f"{number}.told")]))
+        (folder / published.PICTURE).write_bytes(words)
+        os.utime(folder / published.PICTURE, (at, at))
+    published.publish(root=root)
+    assert not (root / "docs" / "first").exists()
+    published.publish(root / "runs", root=root)
+    found = {path.name: path.read_bytes() for path in (root / "docs" / "first").iterdir()}
+    assert found == {"02.png": b"its", "03.png": b"new"}
 
 
 def test_publishing_fills_readme_page_and_box_and_then_changes_nothing(root):
