@@ -79,6 +79,18 @@ def test_the_moved_mask_holds_the_target_and_the_source_at_its_place(scene):
     assert (scene.masks["moved"] == scene.masks["target"]).all()
 
 
+def test_pasted_pixels_are_the_sources_inside_the_mask_alone(scene):
+    """Under a mask that moves they come from where the source's subject stands."""
+    _, scene = scene
+    source, target = (np.asarray(scene.images[name][0]) for name in ("source", "target"))
+    side = len(source) // len(scene.masks["union"][0])  # pixels of a token
+    inside = np.kron(scene.masks["union"][0], np.ones((side, side), bool))
+    (plain,), (there,) = (map(np.asarray, contest.pasted(scene, mask)) for mask in ("union", "moved"))
+    assert (plain[inside] == source[inside]).all() and (plain[~inside] == target[~inside]).all()
+    (down, right), at = scene.ways["moved"][0], (7 * side, 8 * side)  # a pixel of the target's subject
+    assert (there[at] == source[at[0] - down * side, at[1] - right * side]).all()
+
+
 def test_a_picture_becomes_a_source(scene):
     """The target's own picture, noised to every step, changes the target less than the source's does."""
     pipe, scene = scene

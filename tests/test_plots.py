@@ -102,6 +102,10 @@ def test_a_contrast_has_a_dot_for_each_name_at_its_mean(ax):
     assert [(float(dot.get_xdata()[0]), float(dot.get_ydata()[0])) for dot in dots] == [(2, 0), (7.5, 1)]
     assert [to_hex(dot.get_color()) for dot in dots] == [plots.COLOURS[name].lower() for name in ("top", "outside")]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["top, moved", "outside"] and ax.yaxis_inverted()
+    both = ax.figure.subplots(1, 2, sharey=True)
+    for one in both:  # panels that share the axis, any number of them
+        plots.contrast({"top": np.array([1.0, 3.0])}, ax=one)
+    assert both[0].yaxis_inverted() and both[1].yaxis_inverted()
 
 
 def test_dots_stand_in_their_row_in_the_colour_of_their_set(ax):

@@ -15,6 +15,7 @@ from ..models.load import generate
 from ..probes.attach import attach
 from ..probes.record import Record
 from ..probes.transport import Transport, masks_of, noised_source, span, way
+from .transfer import blended, moved
 
 USUAL = {  # what may be varied
     "channels": "top",  # a record of the scene, or a control: "latents" are blended, "caption" is asked for in words
@@ -38,6 +39,16 @@ def setting(**change) -> dict:
     if not change.keys() <= USUAL.keys():
         raise ValueError(f"a setting has no {', '.join(change.keys() - USUAL.keys())}; it has {', '.join(USUAL)}")
     return USUAL | change
+
+
+def rows(pairs: int, together: int, settings: int) -> list[int]:
+    """Rows of each batch in a loop over pairs: three a pair in `untouched`, and one a setting in `transported`.
+
+    >>> rows(5, together=2, settings=10)
+    [6, 20, 6, 20, 3, 10]
+    """
+    sizes = [min(together, pairs - first) for first in range(0, pairs, together)]
+    return [size * each for size in sizes for each in (3, settings)]
 
 
 @dataclass
@@ -119,6 +130,17 @@ def transported(pipe, scene: Scene, settings: list[dict], **call) -> list:
                     stack.enter_context(attach(pipe, edit, layers=depth, steps=steps, branch=s["branch"]))
         seeds = scene.seeds * len(settings)
         return generate(pipe, prompts, seeds=seeds, **call, **_hook(pipe, callbacks))
+
+
+def pasted(scene: Scene, mask: str) -> list[Image.Image]:
+    """Every target with its source's pixels under one of the scene's masks: a control without transport.
+
+    Where the mask moves the source's subject, its pixels are moved as well.
+    """
+    sources = scene.images["source"]
+    if mask in scene.ways:
+        sources = moved(sources, scene.ways[mask], scene.records["top"].grid)
+    return blended(scene.images["target"], sources, scene.masks[mask])
 
 
 def anew(pipe, picture, *, caption: str, prompts, ids, cut, settings: dict, seed: int = 0, **call) -> dict:

@@ -160,7 +160,7 @@ def disruption(pipe, scores, prompt: str, *, seed: int = 0, **call):
     )
 
 
-def transport(pipe, prompts, *, k: int = 24, layer: int = -2, seed: int = 0, **call):
+def transport(pipe, prompts, *, k: int = 12, layer: int = -2, seed: int = 0, **call):
     """Mix two prompts: source, target and the target with the source's massive channels, live, from the same noise."""
     steps = _steps(pipe, call)
 

@@ -297,7 +297,7 @@ def contrast(values, *, ax):
         shade = COLOURS.get(name.partition(",")[0], "#555555")
         ax.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color=shade)
     ax.set_yticks(range(len(values)), list(values))
-    ax.invert_yaxis()
+    ax.set_ylim(len(values) - 0.5, -0.5)  # downwards, also where panels share the axis
     ax.axvline(0, color="#BBBBBB", lw=0.8)
     return ax
 
