@@ -100,7 +100,7 @@ def check_title(notebook):
         yield f"the title is no question: {title}"
 
 
-CHAPTERS = [path for path in NOTEBOOKS if path.stem in ("00_start_here", "01_statistics")]
+CHAPTERS = [path for path in NOTEBOOKS if path.stem in ("00_start_here", "01_statistics", "05_origins")]
 CHECKS = [check_counts, check_parameters, check_length, check_private, check_outputs, check_title]
 
 
