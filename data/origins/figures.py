@@ -51,6 +51,7 @@ def dots(found, variants, measure: str, *, ax):
         ax.plot(found.loc[variant, measure], [y] * len(found.loc[variant]), "o", color=COLOURS["top"], alpha=0.7)
     ax.set(xlabel=LABELS[measure], ylim=(len(variants) - 0.5, -0.5))
     ax.set_yticks(range(len(variants)), variants)
+    ax.ticklabel_format(axis="x", useOffset=False)
     ax.locator_params(axis="x", nbins=5)
     return ax
 
