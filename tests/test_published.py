@@ -168,6 +168,19 @@ def test_the_digest_is_of_code_that_does_something(root, edit, same):
     )
 
 
+@pytest.mark.parametrize(("name", "same"), [("trained.parquet", False), ("README.md", True)])
+def test_the_digest_is_of_the_tables_in_a_folder_that_cells_open(root, tmp_path, monkeypatch, name, same):
+    path, data = root / "notebooks" / "02_disruption.ipynb", tmp_path / "data" / "origins"
+    data.mkdir(parents=True)
+    (data / name).write_text("one")
+    monkeypatch.setattr(mu.places, "data", lambda *names: tmp_path.joinpath("data", *names))
+    plain = published.digest(path, PARAMETERS)
+    change(root, lambda cells: cells[3].update(source='x = mu.places.data("origins")'))
+    before = published.digest(path, PARAMETERS)
+    (data / name).write_text("two")
+    assert (published.digest(path, PARAMETERS) == before) == same and before != plain
+
+
 @pytest.mark.parametrize(("name", "same"), [("measures/masks.py", False), ("show/plots.py", True)])
 def test_the_digest_is_of_the_package_as_far_as_it_decides(root, tmp_path, monkeypatch, name, same):
     path = root / "notebooks" / "02_disruption.ipynb"

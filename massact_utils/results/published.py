@@ -27,14 +27,18 @@ def digest(notebook: Path, parameters: dict) -> str:
     """A short name for what a notebook's numbers are made by.
 
     That is its code cells and `DECIDE` of the package, without docstrings, whole lines of comment and empty lines; the
-    values of all its parameters; and, where one of them is "toy", the files of the embedded model and its evaluators.
-    Not in it: text and outputs of the notebook, and how results are kept and shown (results/, show/).
+    values of all its parameters; where one of them is "toy", the files of the embedded model and its evaluators; and
+    the tables and code in a folder of data that a cell opens whole, as in `places.data("origins")`. Not in it: text and
+    outputs of the notebook, and how results are kept and shown (results/, show/).
     """
     cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
     cells = [cell for cell in cells if "parameters" not in cell["metadata"].get("tags", [])]
     code = [_code("".join(cell["source"])) for cell in cells]
     toy = _toy() if "toy" in parameters.values() else ""
-    return provenance.digest([code, _package(), provenance.public(parameters), toy])
+    opened = sorted(set(re.findall(r'places\.data\("(\w+)"\)', "\n".join(map("\n".join, code)))))
+    files = [file for folder in opened for file in sorted(places.data(folder).glob("*"))]
+    made = [provenance.content(file) for file in files if file.suffix in (".parquet", ".py", ".toml")]
+    return provenance.digest([code, _package(), provenance.public(parameters), toy, *made])
 
 
 def evidence(root: Path = ROOT) -> list[dict]:
