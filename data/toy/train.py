@@ -2,9 +2,9 @@
 
     python data/toy/train.py vae        --steps 1800 --warm    # the autoencoder
     python data/toy/train.py renders    --steps 65536     # training scenes, drawn once
-    torchrun --nproc-per-node 2 data/toy/train.py klein --steps 18000     # text encoder, transformer
+    torchrun --nproc-per-node 2 data/toy/train.py klein --steps 13500     # text encoder, transformer
     torchrun --nproc-per-node 2 data/toy/train.py klein --steps 2500 --seed 1    # its channels alone, once more
-    python data/toy/train.py clip       --steps 9000      # evaluator: prompt alignment and attribute read-out
+    python data/toy/train.py clip       --steps 3600      # evaluator: prompt alignment and attribute read-out
     python data/toy/train.py segmenter  --steps 3000      # evaluator: subject, companion and shadow
 
 Two processes with a thread each (torchrun) train 1.5 times as fast as one with two threads. The learning rate is
