@@ -1,4 +1,5 @@
-"""The README's figure: what massive channels carry, from the results of notebooks 02 and 04.
+"""The README's figure, what massive channels carry, from the results of notebooks 02 and 04; and beside it, as
+carried.png, the figure at the top of notebook 04.
 
 python docs/page_one.py runs/notebooks docs/page_one.png
 """
@@ -46,6 +47,21 @@ def transported(folder) -> dict:
     return {(name, i): plots.picture(table[row, i]) for name, row in rows.items() for i in range(SHOWN)}
 
 
+def carried(runs):
+    """Notebook 04's first figure: three pairs, and what comes along with the top channels and with as many others."""
+    folder = latest(runs, "04_transport")
+    k = json.loads((folder / "parameters.json").read_text())["k"]
+    table = storage.read(folder / "reported.parquet").set_index(["name", "pair"]).png
+    columns = {"source": "source", "target": "target", f"target with the\nsource's top {k}": "no mask, both"}
+    columns |= {"their level\nalone": "no mask, level", "their pattern\nalone": "no mask, pattern"}
+    columns |= {f"{k} from outside\nthe top": "outside 0, no mask"}
+    pictures = {(f"pair {i}", name): plots.picture(table[row, i]) for i in range(3) for name, row in columns.items()}
+    figure, ax = plt.subplots(figsize=(8, 4.4), layout="constrained")
+    plots.contact_sheet(pictures, ax=ax)
+    ax.tick_params(labelsize=10)
+    return figure
+
+
 def draw(runs):
     """The figure, from a folder of the notebooks' results."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.7), layout="constrained")
@@ -61,4 +77,6 @@ def draw(runs):
 
 
 if __name__ == "__main__":
-    storage.write(Path(sys.argv[2]), draw(sys.argv[1]))
+    out = Path(sys.argv[2])
+    storage.write(out, draw(sys.argv[1]))
+    storage.write(out.with_name("carried.png"), carried(sys.argv[1]))

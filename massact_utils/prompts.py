@@ -28,7 +28,7 @@ def read(source, n: int | None = None, *, pipe=None) -> list[str]:
     an empty file or line (seeds go by position, so none is skipped), text that is not UTF-8, fewer than n prompts.
 
     >>> read("toyworld", 1)
-    ['a small yellow arrow at the top on a purple checkered background']
+    ['a large yellow cross on a red striped ground']
     """
     prompts = []
     for where, row in _first(source, n):
@@ -42,8 +42,8 @@ def read(source, n: int | None = None, *, pipe=None) -> list[str]:
 def read_pairs(source, n: int | None = None, *, pipe=None) -> pd.DataFrame:
     """The first n pairs of a source as a table with columns source, target, kind, and split where the source has one.
 
-    Sources and errors are those of `read`, with columns source and target; the bundled pairs are half for tuning and
-    half for reporting (`split`), alternately.
+    Sources and errors are those of `read`, with columns source and target. In the bundled sets `split` says which
+    are to tune on: every other one of the everyday pairs, the first 24 of ToyWorld's.
     """
     pairs = []
     for where, row in _first(source, n):

@@ -1,20 +1,22 @@
-"""ToyWorld: captioned scenes with exact masks, the world the embedded model was trained on.
+"""ToyWorld: captioned scenes with light, shadow, style and company, and exact masks; the embedded model learnt them.
 
-A scene is one subject on one background, described by six attributes. Everything a caption does not
-say (rotation, offsets, colour jitter, shading, the phase of a pattern) is drawn from a seed.
+A scene is a subject on a ground, in half of the cases with a smaller companion, under one light, in one style. A
+caption always names shape, colour, ground and pattern; size, place, light and style each in half of the captions.
+`render` draws from a seed what a caption leaves open, so that the caption alone tells little of the layout.
 
     scenes = sample(4, seed=0)
-    images, masks = render(scenes, seed=0)        # B H W 3 uint8, B H W bool
-    caption(scenes[0])                            # "a large red star at the left on a blue striped background"
+    images, masks, drawn = render(scenes, seed=0)    # B H W 3 uint8; name -> B H W bool; the scenes, nothing left open
+    caption(scenes[0])     # "a red star at the left on a blue striped ground lit from above"
 """
 
 import zlib
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
-SIZES = {"large": 0.46, "small": 0.28}  # circumradius, in half image widths
+SIZES = {"small": (0.12, 0.17), "large": (0.21, 0.30)}  # share of the image that the whole shape covers
 COLOURS = {
     "red": (0.86, 0.12, 0.14),
     "orange": (0.97, 0.53, 0.06),
@@ -25,17 +27,15 @@ COLOURS = {
     "purple": (0.56, 0.18, 0.70),
     "white": (0.95, 0.95, 0.95),
 }
-BACKGROUNDS = COLOURS
-PATTERNS = ("plain", "striped", "checkered", "gradient")
-POSITIONS = {
-    "left": (-0.48, 0.0),
-    "right": (0.48, 0.0),
-    "top": (0.0, -0.48),
-    "bottom": (0.0, 0.48),
-    "centre": (0.0, 0.0),
-}
-
-DARK = 0.55  # a pattern alternates between its colour and this share of it
+PATTERNS = ("plain", "striped", "checkered", "textured")
+PLACES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "centre": (0, 0)}
+LIGHTS = {
+    "left": (1.0, 0.35),
+    "right": (-1.0, 0.35),
+    "above": (0.0, 1.0),
+}  # where its rays go, and shadows fall
+STYLES = ("flat", "outlined", "soft", "hatched")
+DARK, SHADE, INK = 0.62, 0.45, 0.12  # of the ground's colour: a pattern's other tone, a shadow, an outline
 
 
 def _regular(n: int, radii=(1.0,), turn: float = -np.pi / 2) -> np.ndarray:
@@ -62,176 +62,305 @@ def _polygon(corners: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where(inside, -1, 1) * np.sqrt(nearest)
 
 
-_CROSS = np.array(
-    [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)]
-)
-_ARROW = np.array([(0, -1), (0.8, -0.1), (0.32, -0.1), (0.32, 0.95), (-0.32, 0.95), (-0.32, -0.1), (-0.8, -0.1)])
-_HOURGLASS = np.array([(-0.75, -0.9), (0.75, -0.9), (0.14, 0), (0.75, 0.9), (-0.75, 0.9), (-0.14, 0)])
+_CROSS = [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)]
+_ARROW = [(0, -1), (0.85, -0.05), (0.36, -0.05), (0.36, 0.95), (-0.36, 0.95), (-0.36, -0.05), (-0.85, -0.05)]
+_HOURGLASS = [(-0.75, -0.9), (0.75, -0.9), (0.14, 0), (0.75, 0.9), (-0.75, 0.9), (-0.14, 0)]
 SHAPES = {  # signed distance in units of the circumradius, at points x (right) and y (down)
     "circle": lambda x, y: np.hypot(x, y) - 0.88,
     "square": partial(_polygon, _regular(4, turn=np.pi / 4)),
     "triangle": partial(_polygon, _regular(3) + np.array([0, 0.15])),
-    "star": partial(_polygon, 1.08 * _regular(10, (1.0, 0.42))),
+    "star": partial(_polygon, 1.08 * _regular(10, (1.0, 0.46))),
     "heart": partial(_polygon, _heart()),
-    "cross": partial(_polygon, 0.32 * _CROSS),
-    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.71) - 0.23,
-    "crescent": lambda x, y: np.maximum(np.hypot(x, y) - 0.96, 0.78 - np.hypot(x - 0.46, y)),
-    "arrow": partial(_polygon, _ARROW),
-    "hourglass": partial(_polygon, _HOURGLASS),
+    "cross": partial(_polygon, 0.32 * np.array(_CROSS)),
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.70) - 0.24,
+    "crescent": lambda x, y: np.maximum(np.hypot(x, y) - 0.96, 0.74 - np.hypot(x - 0.5, y)),
+    "arrow": partial(_polygon, np.array(_ARROW)),
+    "hourglass": partial(_polygon, np.array(_HOURGLASS)),
 }
-# Eight pairs that no training ever sees, each shape and colour at most once.
+_AXIS = np.linspace(-1.2, 1.2, 241)
+_AREA = {name: float((shape(*np.meshgrid(_AXIS, _AXIS)) < 0).mean() * 2.4**2) for name, shape in SHAPES.items()}
+# Eight pairs of shape and colour that no training ever sees, each shape and colour at most once.
 HELD_OUT = frozenset(
     zip(list(SHAPES)[:8], ("green", "purple", "white", "blue", "yellow", "orange", "red", "cyan"), strict=True)
 )
 ATTRIBUTES = {
-    "size": tuple(SIZES),
-    "colour": tuple(COLOURS),
     "shape": tuple(SHAPES),
-    "position": tuple(POSITIONS),
-    "background": tuple(BACKGROUNDS),
+    "colour": tuple(COLOURS),
+    "ground": tuple(COLOURS),
     "pattern": PATTERNS,
+    "size": tuple(SIZES),
+    "place": tuple(PLACES),
+    "light": tuple(LIGHTS),
+    "style": STYLES,
+    "companion_shape": tuple(SHAPES),
+    "companion_colour": tuple(COLOURS),
 }
+OPEN = ("size", "place", "light", "style")  # what a caption may leave open
+GRAMMAR = (  # parts of a caption; one that begins with "?" may be missing
+    "a",
+    "? {size}",
+    "{colour} {shape}",
+    "? at the {place}",
+    "? with a small {companion_colour} {companion_shape} beside it",
+    "on a {ground} {pattern} ground",
+    "? lit from {light}",
+    "? in {style} style",
+)
 QUESTIONS = {  # zero-shot prompts by which an evaluator reads one attribute
-    "size": "a {} subject",
-    "colour": "a {} subject",
     "shape": "a {}",
-    "position": "a subject at the {}",
-    "background": "a {} background",
-    "pattern": "a {} background",
+    "colour": "a {} subject",
+    "ground": "a {} ground",
+    "pattern": "a {} ground",
+    "size": "a {} subject",
+    "place": "a subject at the {}",
+    "light": "lit from {}",
+    "style": "in {} style",
+    "companion_shape": "a small {} beside it",
+    "companion_colour": "a small {} companion",
 }
-TEMPLATE = "a {size} {colour} {shape} at the {position} on a {background} {pattern} background"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The six attributes a caption states. Raises ValueError for an unknown word, or one colour for both."""
+    """What a caption fixes; None is left open, and without a companion both of its words are None.
 
-    size: str
-    colour: str
+    Raises ValueError for an unknown word, for colours or shapes that have to differ and do not, and half a
+    companion.
+    """
+
     shape: str
-    position: str
-    background: str
+    colour: str
+    ground: str
     pattern: str
+    size: str | None = None
+    place: str | None = None
+    light: str | None = None
+    style: str | None = None
+    companion_shape: str | None = None
+    companion_colour: str | None = None
 
     def __post_init__(self):
         for name, allowed in ATTRIBUTES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} {getattr(self, name)!r} is unknown; allowed: {', '.join(allowed)}")
-        if self.colour == self.background:
-            raise ValueError(
-                f"a {self.colour} subject on a {self.background} background cannot be seen; choose two colours"
-            )
+            word = getattr(self, name)
+            if word not in allowed and not (word is None and name not in ("shape", "colour", "ground", "pattern")):
+                raise ValueError(f"{name} {word!r} is unknown; allowed: {', '.join(allowed)}")
+        if (self.companion_shape is None) != (self.companion_colour is None):
+            raise ValueError("a companion has a shape and a colour; give both or neither")
+        used = [self.colour, self.ground, *([self.companion_colour] if self.companion_colour else [])]
+        if len(set(used)) < len(used):
+            raise ValueError(f"the colours {', '.join(used)} of subject, ground and companion have to differ")
+        if self.companion_shape == self.shape:
+            raise ValueError(f"subject and companion are both a {self.shape}; choose two shapes")
 
 
 def caption(scene: Scene) -> str:
-    """The sentence that describes a scene; `parse` is its inverse.
+    """The sentence that says what a scene fixes; `parse` is its inverse.
 
-    >>> caption(Scene("large", "red", "star", "left", "blue", "striped"))
-    'a large red star at the left on a blue striped background'
+    >>> caption(Scene("star", "red", "blue", "striped", place="left"))
+    'a red star at the left on a blue striped ground'
     """
-    return TEMPLATE.format(**vars(scene))
+    words = asdict(scene)
+    kept = [part for part in GRAMMAR if not (part[0] == "?" and any(words[name] is None for name in _slots(part)))]
+    return " ".join(part.removeprefix("? ").format(**words) for part in kept)
+
+
+def parse(text: str) -> Scene:
+    """What a caption fixes. Raises ValueError that names the first word out of place and what may stand there.
+
+    >>> parse("a small red star on a blue striped ground in soft style").style
+    'soft'
+    """
+    words, found, at, skipped = text.lower().split(), {}, 0, []
+    for part in GRAMMAR:
+        slots = [(slot.strip("{}"), slot[0] == "{") for slot in part.removeprefix("? ").split()]
+        for i, (slot, open_) in enumerate(slots):
+            word, allowed = words[at] if at < len(words) else "(nothing)", ATTRIBUTES[slot] if open_ else (slot,)
+            if word not in allowed:
+                if i == 0 and part[0] == "?":
+                    skipped += allowed
+                    break
+                can = [*(skipped if i == 0 else []), *allowed]
+                raise ValueError(f"word {at + 1} of {text!r} is {word!r}; allowed there: {', '.join(can)}")
+            found |= {slot: word} if open_ else {}
+            at += 1
+        else:
+            skipped = []
+    if at < len(words):
+        can = f"; allowed there: {', '.join(skipped)}, or nothing" if skipped else "; a caption ends there"
+        raise ValueError(f"word {at + 1} of {text!r} is {words[at]!r}{can}")
+    return Scene(**found)
+
+
+def _slots(part: str) -> list[str]:
+    return [word.strip("{}") for word in part.split() if word[0] == "{"]
 
 
 def question(attribute: str, word: str) -> str:
     """The zero-shot prompt that asks an evaluator for one attribute.
 
-    >>> question("shape", "star")
-    'a star'
+    >>> question("light", "above")
+    'lit from above'
     """
     return QUESTIONS[attribute].format(word)
 
 
-def parse(text: str) -> Scene:
-    """The scene a caption describes. Raises ValueError that names the first word out of place and what may stand there.
-
-    >>> parse("a large red star at the left on a blue striped background").shape
-    'star'
-    """
-    expected, words, found = TEMPLATE.split(), text.lower().split(), {}
-    for i, slot in enumerate(expected):
-        word = words[i] if i < len(words) else "(nothing)"
-        name = slot.strip("{}")
-        allowed = ATTRIBUTES[name] if slot != name else (slot,)
-        if word not in allowed:
-            raise ValueError(f"word {i + 1} of {text!r} is {word!r}; allowed there: {', '.join(allowed)}")
-        if slot != name:
-            found[name] = word
-    if len(words) > len(expected):
-        raise ValueError(f"{text!r} goes on after 'background' with {words[len(expected)]!r}; a caption ends there")
-    return Scene(**found)
-
-
 def split_of(scene: Scene) -> str:
-    """A scene's split: "held-out" for a HELD_OUT shape-colour pair, else "test" (one caption in 16) or "train"."""
-    if (scene.shape, scene.colour) in HELD_OUT:
+    """A scene's split: "held-out" where subject or companion is a HELD_OUT pair, else "test" (one caption in 16) or
+    "train".
+    """
+    if {(scene.shape, scene.colour), (scene.companion_shape, scene.companion_colour)} & HELD_OUT:
         return "held-out"
     return "test" if zlib.crc32(caption(scene).encode()) % 16 == 0 else "train"
 
 
 def sample(n: int, *, seed: int = 0, split: str = "train") -> list[Scene]:
-    """n scenes with independent uniform attributes from one split: "train", "test", "held-out", or "all" three.
-
-    Captions of "test" and pairs of "held-out" are in no training set. Raises ValueError for another split.
+    """n scenes from one split ("train", "test", "held-out", or "all" three): words uniform, half with a companion, and
+    each of OPEN named in half. Raises ValueError for another split.
     """
     if split not in ("train", "test", "held-out", "all"):
         raise ValueError(f"split {split!r} is unknown; allowed: train, test, held-out, all")
     rng, scenes = np.random.default_rng(seed), []
     while len(scenes) < n:
-        words = {name: str(rng.choice(words)) for name, words in ATTRIBUTES.items()}
-        if words["colour"] != words["background"] and (scene := Scene(**words)) and split in ("all", split_of(scene)):
+        words = {name: str(rng.choice(allowed)) for name, allowed in ATTRIBUTES.items()}
+        words |= zip(("shape", "companion_shape"), map(str, rng.permutation(list(SHAPES))), strict=False)
+        words |= zip(("colour", "ground", "companion_colour"), map(str, rng.permutation(list(COLOURS))), strict=False)
+        alone, left_open = rng.random() < 0.5, rng.random(len(OPEN)) < 0.5
+        words |= {name: None for name, left in zip(OPEN, left_open, strict=True) if left}
+        words |= {"companion_shape": None, "companion_colour": None} if alone else {}
+        if split in ("all", split_of(scene := Scene(**words))):
             scenes.append(scene)
     return scenes
 
 
-def render(scenes: list[Scene], *, seed: int = 0, size: int = 96) -> tuple[np.ndarray, np.ndarray]:
-    """Draw scenes: images (B, size, size, 3) uint8 and exact subject masks (B, size, size) bool.
+def render(scenes: list[Scene], *, seed: int = 0, size: int = 96):
+    """Draw scenes: images (B, size, size, 3) uint8; masks, "subject", "companion" and "shadow" -> (B, size, size) bool,
+    no two of which meet; and the scenes as they were drawn, with nothing left open.
 
-    What a caption leaves open is drawn from `seed` and the place in the batch, and does not depend on `size`.
+    What a caption leaves open is drawn from `seed` and the place in the batch, and does not depend on `size`. Raises
+    ValueError for no scenes.
     """
     if not scenes:
         raise ValueError("no scenes to render")
-    rng = np.random.default_rng(seed)
-    size_word, colour, shape, position, background, pattern = (
-        np.array(words) for words in zip(*map(astuple, scenes), strict=True)
-    )
-    u = rng.uniform(-1, 1, (len(scenes), 16)).astype(np.float32)[..., None, None]  # B 16 1 1
+    drawn, u = zip(*(_settle(scene, np.random.default_rng([seed, i])) for i, scene in enumerate(scenes)), strict=True)
+    u = np.stack(u).astype(np.float32)[..., None, None]  # B draws 1 1, each from -1 to 1
+    word = {field.name: np.array([getattr(scene, field.name) for scene in drawn], object) for field in fields(Scene)}
+    style = {name: (word["style"] == name)[:, None, None] for name in STYLES}
     axis = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1)[None]
-    x, y = axis[:, None, :], axis[:, :, None]  # 1 1 W, 1 H 1
-    pixel = 2 / size
+    x, y, pixel = axis[:, None, :], axis[:, :, None], 2 / size
 
-    def table(entries, words):  # B C 1 1
-        return np.array([entries[w] for w in words], np.float32).reshape(len(words), -1, 1, 1)
+    def at(table, words):  # B C 1 1
+        return np.array([table[w] for w in words], np.float32).reshape(len(words), -1, 1, 1)
 
-    def coverage(distance):
-        return np.clip(0.5 - distance / pixel, 0, 1)
+    def distance(shape, centre, radius, turn, shift=(0.0, 0.0)):
+        """Signed distance (B, H, W) to a shape, moved by a shift; far away where there is none."""
+        px, py = (x - centre[:, 0] - shift[0]) / radius, (y - centre[:, 1] - shift[1]) / radius
+        lx, ly = np.cos(turn) * px + np.sin(turn) * py, np.cos(turn) * py - np.sin(turn) * px
+        out = np.full(lx.shape, 9.0, np.float32)
+        for name in {name for name in shape if name}:
+            out[shape == name] = SHAPES[name](lx[shape == name], ly[shape == name])
+        return out * radius
 
-    place = table(POSITIONS, position)
-    radius = table(SIZES, size_word)[:, 0] * (1 + 0.08 * u[:, 0])
-    px, py = (x - place[:, 0] - 0.05 * u[:, 1]) / radius, (y - place[:, 1] - 0.05 * u[:, 2]) / radius
-    turn = np.deg2rad(20) * u[:, 3]
-    lx, ly = np.cos(turn) * px + np.sin(turn) * py, np.cos(turn) * py - np.sin(turn) * px  # B H W
-    alpha = np.empty(lx.shape, np.float32)
-    for name in np.unique(shape):
-        at = shape == name
-        alpha[at] = coverage(SHAPES[name](lx[at], ly[at]) * radius[at])
+    def coverage(d, edge=pixel):
+        return np.clip(0.5 - d / edge, 0, 1)
 
-    tilt = np.deg2rad(15) * u[:, 4]
-    gx, gy = np.cos(tilt) * x + np.sin(tilt) * y, np.cos(tilt) * y - np.sin(tilt) * x
+    # where things are
+    share = at(SIZES, word["size"])[:, :, 0, 0]
+    share = share.mean(1) + u[:, 0, 0, 0] * (share[:, 1] - share[:, 0]) / 2
+    radius = np.sqrt(4 * share / np.array([_AREA[s] for s in word["shape"]], np.float32))[:, None, None]
+    centre = _centre(at(PLACES, word["place"]), radius, u)
+    small = 0.32 + 0.04 * u[:, 3]
+    beside = _beside(centre, radius, small, u)
+    rays = at(LIGHTS, word["light"])
+    cast = [(0.34 + 0.06 * u[:, 4]) * rays[:, i] * np.minimum(radius, 0.7) for i in (0, 1)]
+    turns = np.deg2rad(20) * u[:, 5], np.deg2rad(40) * u[:, 6]
+    parts = (
+        ("subject", word["shape"], centre, radius, turns[0]),
+        ("companion", word["companion_shape"], beside, small, turns[1]),
+    )
+    near = {name: distance(*where) for name, *where in parts}
+    cover = {name: coverage(d) for name, d in near.items()}
+    fallen = [
+        coverage(distance(*where, [c * (1 if name == "subject" else 0.55) for c in cast])) for name, *where in parts
+    ]
+    fallen = np.maximum(*fallen)
+
+    # what things look like
+    tone, edges = _pattern(word["pattern"], x, y, u, pixel)
+    ground = (at(COLOURS, word["ground"]) + 0.04 * u[:, 7:10, :, :]) * (DARK + (1 - DARK) * tone[:, None])
+    ground = np.where(style["outlined"][:, None], ground * (1 - (1 - INK) * 0.8 * edges[:, None]), ground)
+    image = ground * (1 - (1 - SHADE) * fallen[:, None])
+    hatch = {k: coverage(np.abs((x + k * y) * 9 % 1 - 0.5) / 9 - 0.014) for k in (1, -1)}
+    dark = 0.35 * hatch[1] + 0.55 * np.maximum(hatch[-1] - hatch[1], 0) * fallen
+    image = np.where(style["hatched"][:, None], image * (1 - dark[:, None]), image)
+    for name, _, at_, r, _ in reversed(parts):
+        lit = 1 - 0.22 * (rays[:, 0] * (x - at_[:, 0]) + rays[:, 1] * (y - at_[:, 1])) / r
+        lit = 1 + np.select([style["flat"] | style["outlined"], style["soft"]], [0.35, 1.6], 1.0) * (lit - 1)
+        colour = at(COLOURS, word["colour"] if name == "subject" else [w or "red" for w in word["companion_colour"]])
+        body = (colour + 0.04 * u[:, 10:13]) * lit[:, None]
+        ink = np.where(style["outlined"], coverage(np.abs(near[name] + 0.02) - 0.028), 0)
+        body = body * (1 - (1 - INK) * ink[:, None])
+        body = np.where(style["hatched"][:, None], body * (1 - 0.45 * hatch[-1][:, None]), body)
+        image = image + cover[name][:, None] * (body - image)
+    soft = word["style"] == "soft"
+    image[soft] = gaussian_filter(image[soft], (0, 0, 0.022 * size, 0.022 * size), mode="nearest")
+    image = np.clip(image, 0, 1)
+    masks = {"subject": cover["subject"] >= 0.5}
+    masks["companion"] = (cover["companion"] >= 0.5) & ~masks["subject"]
+    masks["shadow"] = (fallen >= 0.5) & ~masks["subject"] & ~masks["companion"]
+    return (image.transpose(0, 2, 3, 1) * 255 + 0.5).astype(np.uint8), masks, list(drawn)
+
+
+def _settle(scene: Scene, rng) -> tuple[Scene, np.ndarray]:
+    """A scene with what its caption leaves open drawn, and the numbers from -1 to 1 that place and shade it."""
+    words = {
+        name: str(rng.choice(ATTRIBUTES[name])) for name in OPEN
+    }  # always drawn, so that naming one moves no other
+    scene = replace(scene, **{name: word for name, word in words.items() if getattr(scene, name) is None})
+    return scene, rng.uniform(-1, 1, 64)
+
+
+def _centre(place, radius, u) -> np.ndarray:
+    """Centres of subjects (B, 2, 1, 1): on the named side, nearer to it than to another, at times over the border."""
+    most = np.maximum(1 - 0.72 * radius, 0.3)[:, None]
+    side = np.clip(0.46 + 0.16 * u[:, 1:2], 0.3, most)
+    along = 0.7 * u[:, 2:3] * np.minimum(side, most)
+    off = np.concatenate([along, along], 1) * (1 - np.abs(place))
+    middle = 0.12 * u[:, 1:3]
+    return np.where(np.abs(place).sum(1, keepdims=True) > 0, place * side + off, middle).astype(np.float32)
+
+
+def _beside(centre, radius, small, u) -> np.ndarray:
+    """Centres of companions (B, 2, 1, 1): of eight directions the first in which it stays inside, or the best."""
+    angle = np.pi * u[:, 13:14] + np.pi / 4 * np.arange(8)[None, :, None, None]  # B 8 1 1
+    reach = (0.8 + 0.2 * u[:, 14:15]) * radius[:, None] + 0.75 * small[:, None]
+    way = np.stack([np.cos(angle), np.sin(angle)], -3)[..., 0, 0]  # B 8 2
+    most = 1 - 0.8 * small  # B 1 1
+    free = np.clip(centre[:, None, :, 0, 0] + reach[..., 0] * way, -most, most)
+    apart = np.linalg.norm(free - centre[:, None, :, 0, 0], axis=-1)  # B 8
+    stays = apart >= 0.95 * reach[..., 0, 0]
+    best = np.where(stays.any(1), stays.argmax(1), apart.argmax(1))
+    return free[np.arange(len(free)), best][..., None, None].astype(np.float32)
+
+
+def _pattern(pattern, x, y, u, pixel) -> tuple[np.ndarray, np.ndarray]:
+    """Tone of the ground from 0 to 1, and its lines, which an outline follows: (B, H, W) each."""
+    turn = np.pi * u[:, 15]
+    gx, gy = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
 
     def bands(coordinate, phase, period):  # signed distance to the nearest edge of a square wave
         return period * (np.abs((coordinate / period + phase) % 1 - 0.5) - 0.25)
 
-    stripes = coverage(bands(gx, u[:, 5], 0.40))
-    a, b = coverage(bands(gx, u[:, 5], 0.62)), coverage(bands(gy, u[:, 6], 0.62))
-    fall = np.cos(np.pi * u[:, 7]) * x + np.sin(np.pi * u[:, 7]) * y
-    tone = np.select(
-        [pattern[:, None, None] == p for p in ("striped", "checkered", "gradient")],
-        [stripes, a * b + (1 - a) * (1 - b), np.clip(0.5 + 0.5 * fall, 0, 1)],
-        1.0,
-    )
-    ground = table(BACKGROUNDS, background) + 0.04 * u[:, 8:11]
-    ground = ground * (DARK + (1 - DARK) * tone[:, None])  # B 3 H W
-    light = 1 + 0.14 * (np.cos(np.pi * u[:, 14]) * px + np.sin(np.pi * u[:, 14]) * py)
-    subject = (table(COLOURS, colour) + 0.04 * u[:, 11:14]) * light[:, None]
-    image = np.clip(ground + alpha[:, None] * (subject - ground), 0, 1)
-    return (image.transpose(0, 2, 3, 1) * 255 + 0.5).astype(np.uint8), alpha >= 0.5
+    period = 0.42 + 0.12 * u[:, 16]
+    a, b = bands(gx, u[:, 17], period), bands(gy, u[:, 18], period)
+    ca, cb = (np.clip(0.5 - d / pixel, 0, 1) for d in (a, b))
+    pitch = 2.4 * 2.0 ** (1.2 * u[:, 19])  # waves over the picture
+    waves = []
+    for i in range(8):  # of any direction, frequency about the pitch, and phase
+        way, often, phase = np.pi * u[:, 20 + i], np.pi * pitch * (0.7 + 0.3 * u[:, 30 + i]), np.pi * u[:, 40 + i]
+        waves.append(np.cos(often * (np.cos(way) * x + np.sin(way) * y) + phase))
+    smooth = sum(waves) / 2.8  # of deviation 0.7
+    line = np.clip(0.5 - (np.abs(np.stack([a, np.minimum(np.abs(a), np.abs(b))])) - 0.018) / pixel, 0, 1)
+    contour = np.clip(1.6 - np.abs(smooth) * 14, 0, 1)
+    which = [pattern[:, None, None] == p for p in PATTERNS[1:]]
+    tone = np.select(which, [ca, ca * cb + (1 - ca) * (1 - cb), 0.5 + 0.5 * np.tanh(smooth)], 1.0)
+    return tone.astype(np.float32), np.select(which, [line[0], line[1], contour], 0.0).astype(np.float32)

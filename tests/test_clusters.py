@@ -28,7 +28,7 @@ def seen():
     """All channels of the toy model's tokens at the middle layer and last step: (G, N, K)."""
     pipe = mu.load("toy")
     scenes = toyworld.sample(6, seed=3)
-    images, _ = toyworld.render(scenes, seed=3)
+    images = toyworld.render(scenes, seed=3)[0]
     record = mu.Record(k=mu.blocks(pipe)[0].width)
     mu.noised_source(pipe, images, record, prompt=[toyworld.caption(s) for s in scenes], seed=3, layers=4, steps=-1)
     return record[record.steps[0], 4][1].float()

@@ -53,6 +53,32 @@ def test_layers_and_steps_are_those_of_attach(klein):
     assert needs.disk == pytest.approx(kept, rel=0.1) and needs.device == needs.disk
 
 
+def test_rows_that_no_probe_sees_are_not_counted_as_kept(klein):
+    """Three of eight rows are recorded: the device holds three, and on disk are those of all images, as before."""
+    record = mu.Record(k=4)
+    three, eight = (mu.cost(klein, 8, record, at_once=n, **tiny.KLEIN).device for n in (3, 8))
+    needs = mu.cost(klein, 8, record, at_once=8, seen=3, written=[], **tiny.KLEIN)
+    assert (needs.device, needs.disk) == (three, 0) and three < eight
+    assert mu.cost(klein, 8, record, at_once=8, **tiny.KLEIN).device == eight
+
+
+def test_pictures_that_are_shown_are_forwards_and_no_images(found):
+    _, pipe, call = found
+    record, calls = mu.Record(k=3), []
+    plain, needs = (mu.cost(pipe, [2], record, at_once=2, shown=n, **call) for n in (0, 1))
+    (image,) = mu.generate(pipe, WORDS[:1], **call)
+    handle = pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
+    mu.noised_source(pipe, [image] * 2, record, prompt=WORDS[:2], **call)
+    handle.remove()
+    assert needs.forwards - plain.forwards == len(calls) and needs.images == plain.images
+
+
+@pytest.mark.parametrize("wrong", [dict(seen=0), dict(shown=-1)])
+def test_what_cannot_be_counted_is_refused(klein, wrong):
+    with pytest.raises(ValueError, match="give 1 row or more, and 0 batches or more"):
+        mu.cost(klein, 8, **wrong)
+
+
 def test_the_pipeline_is_as_it_was(klein):
     before = mu.generate(klein, WORDS[0], **tiny.KLEIN)[0]
     mu.cost(klein, 1, **tiny.KLEIN)

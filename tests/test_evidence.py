@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 from scipy.stats import t
 
-from massact_utils.measures.evidence import needed, paired_interval, verdict
+from massact_utils.measures.evidence import needed, paired_interval, sentence, verdict, written
 
 CASES = 1000
 
@@ -207,3 +207,18 @@ def test_what_no_number_of_prompts_decides():
     assert needed(control, threshold=0.3) == math.inf, "the draws alone leave it open"
     assert needed(control, threshold=3) == 2
     assert needed([1.0, 1.0]) == 2
+
+
+@pytest.mark.parametrize("shift, said", [(1, "lies above"), (-1, "lies below"), (0, "is not told apart from")])
+def test_a_sentence_says_what_the_interval_does(shift, said):
+    rng = np.random.default_rng(0)
+    b = rng.normal(0, 1, 12)
+    a = b + shift + rng.normal(0, 0.3, 12)
+    found = sentence("top", "outside", a, b)
+    assert found.startswith(f"top {said} outside")
+    first, second = (b, a) if shift < 0 else (a, b)  # a distance has no sign
+    assert found.endswith(f"{written(first, second)}.")
+
+
+def test_no_written_number_is_minus_nought():
+    assert written([-0.001, 0.0, 0.001, -0.001]) == "0.00 (0.00 to 0.00)"

@@ -5,6 +5,7 @@ checked for what they find, only that they find it.
 """
 
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -16,7 +17,11 @@ import massact_utils as mu
 import tiny
 from massact_utils.measures import stability
 
-NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/0[1-4]_*.ipynb"))
+sys.path.insert(0, str(mu.places.data("origins")))
+import train
+import verdicts
+
+NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/0[1-5]_*.ipynb"))
 TEXTS = ["a red star", "a blue circle", "a green ring", "a pink arrow"]
 
 
@@ -42,6 +47,9 @@ def names(klein):
     scores, k = data.mean_abs, 4
     named = dict(mu=mu, np=np, pd=pd, stability=stability, pipe=klein, data=data, k=k, seed=0)
     named |= dict(D=scores.sizes["channel"], top=mu.select_channels(scores.mean(["prompt", "seed", "step"]), k))
+    table = pd.read_parquet(train.TABLE)
+    peaks = verdicts.verdicts(train.plan(), table).query("measure == 'peak' and against == 'base' and seeds > 0")
+    named |= dict(table=table, peaks=peaks, numbers=verdicts.numbers(table))
     return named | dict(call=call, options=call, texts=TEXTS, held=TEXTS, rest=TEXTS, scores=scores)
 
 

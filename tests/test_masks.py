@@ -324,22 +324,3 @@ def test_colours_are_the_tokens_own():
     assert found.shape == (2, 6, 3) and not found[0].any()
     np.testing.assert_allclose(found[1, 1], [1, 0, 0.2], atol=1e-6)
     assert not found[1, [0, 2, 3, 4, 5]].any()
-
-
-def test_things_get_clusters_of_their_own():
-    parts = np.zeros((1, 4, 4), int)
-    parts[0, 0], parts[0, 1, :2] = 1, 2
-    things = np.stack([parts[0] == 1, parts[0] == 2, np.zeros((4, 4), bool), parts[0] == 0])[None]
-    found = measures.masks.separated(parts, things)
-    np.testing.assert_array_equal(found, [[1, 1, np.nan, 1]])
-    merged = measures.masks.separated(np.minimum(parts, 1), things)  # the first two in one cluster
-    np.testing.assert_allclose(merged, [[4 / 6, 0, np.nan, 1]])
-
-
-def test_parted_tokens_are_the_planted_clusters():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, (2, 6, 9))
-    tokens = np.eye(3)[labels].reshape(2, 54, 3) * [1, 10, 100] + rng.normal(0, 0.01, (2, 54, 3))
-    found = measures.masks.parted(tokens, 3, GRID)
-    things = np.stack([labels == i for i in range(3)], 1)
-    assert (measures.masks.separated(found, things) == 1).all()

@@ -8,13 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray as xr
+from matplotlib.figure import Figure
 
 import massact_utils as mu
+import tiny
 from massact_utils import toyworld
 from massact_utils.measures import evidence
 
 ORIGINS = Path(__file__).parents[1] / "data" / "origins"
 sys.path.insert(0, str(ORIGINS))
+import factors  # noqa: E402
+import figures  # noqa: E402
 import networks  # noqa: E402
 import train  # noqa: E402
 import verdicts  # noqa: E402
@@ -70,30 +75,30 @@ def test_the_plan_says_of_every_variant_what_would_refute_it():
     assert order == sorted(order) and set(order) == {"essential", "rest"}
 
 
-def factors(made, sigma=0.5):
+def modulation(made, sigma=0.5):
     with networks.modulated(made) as found:
         made(torch.randn(2, 36, 32), torch.full((2,), sigma), torch.randn(2, 5, 288))
     return torch.stack([factor[:, -1] for factor in found.values()]).detach()  # block B 3 D
 
 
 def test_parts_of_a_modulation_are_off_still_or_scalar():
-    shift, scale, gate = factors(net(off=["gate"])).unbind(2)
+    shift, scale, gate = modulation(net(off=["gate"])).unbind(2)
     assert (gate == 1).all() and shift.std() > 0 and scale.std() > 0
-    shift, scale, gate = factors(net(off=["shift", "scale"])).unbind(2)
+    shift, scale, gate = modulation(net(off=["shift", "scale"])).unbind(2)
     assert not shift.any() and not scale.any() and gate.std() > 0
     made = net(still=["gate"])
     for name, parameter in made.named_parameters():
         if ".still." in name:
             torch.nn.init.normal_(parameter)
-    early, late = factors(made, 0.9), factors(made, 0.1)
+    early, late = modulation(made, 0.9), modulation(made, 0.1)
     assert early[:, :, 2].std(-1).min() > 0 and torch.equal(early[:, :, 2], late[:, :, 2])
     assert not torch.allclose(early[:, :, 0], late[:, :, 0])
-    shift, scale, gate = factors(net(scalar=True)).unbind(2)
+    shift, scale, gate = modulation(net(scalar=True)).unbind(2)
     assert gate.std(-1).max() < 1e-6 and scale.std(-1).max() < 1e-6 and shift.std(-1).min() > 0
 
 
 def test_a_block_has_a_modulation_of_its_own_only_where_it_is_asked_for():
-    shared, own = factors(net())[1:], factors(net(per_block=True))[1:]
+    shared, own = modulation(net())[1:], modulation(net(per_block=True))[1:]
     assert (shared == shared[:1]).all() and not torch.allclose(own[0], own[1])
 
 
@@ -128,7 +133,7 @@ def test_factors_that_blocks_share_are_read_and_not_edited(family):
     made = net(family=family)
     for i, block in enumerate(made.transformer.transformer_blocks):
         torch.nn.init.constant_(block.scale_shift_table, float(i == 2))
-    found = factors(made)
+    found = modulation(made)
     assert torch.allclose(found[2], found[1] + 1, atol=1e-5) and torch.equal(found[1], found[0])
     with pytest.raises(ValueError, match="share one projection"), networks.modulated(made, lambda i, f: f):
         pass
@@ -235,13 +240,16 @@ def test_worlds_without_a_subject_and_with_another_ground():
     plain, subject = train.drawn(scenes, "drawn", 5)
     bare, none = train.drawn(scenes, "textures", 5)
     assert subject.any((1, 2)).all() and not none.any()
-    assert (plain == bare).all(-1)[~subject].mean() > 0.95, "the ground is another one"
+    things = toyworld.render(scenes, seed=5, size=48)[1]
+    ground = ~np.any([*things.values()], axis=0)
+    assert (things["subject"] == subject).all(), "the world is another one afterwards"
+    same = (plain == bare).all(-1)
+    assert same[ground].mean() > 0.9 and same[~ground].mean() < 0.1, "the ground is another one, or things are left"
     grey, _ = train.drawn(scenes, "constant", 5)
     assert (grey[~subject] == 128).all() and (grey[subject] == plain[subject]).all()
     many, _ = train.drawn(scenes, "per token", 5)
     cells = many.reshape(6, 6, 8, 6, 8, 3)
     assert (cells[:, :, :1, :, :1] == cells)[~subject.reshape(6, 6, 8, 6, 8)].mean() > 0.7
-    assert toyworld.render(scenes, seed=5, size=48)[1].any()  # the world is as it was
 
 
 def test_a_run_that_was_killed_ends_as_one_that_was_not():
@@ -327,6 +335,107 @@ def test_a_verdict_needs_a_range_a_base_and_a_loss():
     assert found.loc["less", "verdict"] == evidence.verdict(-3, -2, -1.0, "below")
     known["lost"]["other_task"] = True
     assert verdicts.verdicts(known, table).set_index("variant").verdict["lost"] == "holds"
+
+
+def test_what_we_now_know_names_every_trained_claim_once():
+    claim = dict(measure="peak", against="base", side="below", threshold=-1.0, explanation="it is the cause")
+    other = claim | dict(measure="kurtosis")
+    known = {name: dict(question="modulation", claims=[claim]) for name in ("less", "lost", "absent")}
+    known["two"] = dict(question="modulation", claims=[claim, other])
+    peaks = {"base": [16, 16, 16], "less": [4, 4, 2], "two": [16, 16, 16], "lost": [4, 4, 4]}
+    rows = verdicts.verdicts(known, spoken(peaks, {"lost": 1.2}))
+    expected = "of 4 claims, 1 holds: less; 2 are contradicted: two (peak), two (kurtosis); 1 did not train: lost."
+    assert verdicts.sentence(rows) == f"What we now know: {expected}"
+    assert verdicts.told(rows).index.tolist() == ["less", "lost", "two", "two"]
+    few = verdicts.verdicts(known, spoken({"base": [16, 16], "less": [4, 4]}))
+    assert verdicts.sentence(few) == "What we now know: of 1 claim, 1 is undecided: less. A verdict takes 3 seeds."
+    nothing = verdicts.verdicts(known, spoken({"base": [16, 16]}))
+    assert "nothing yet" in verdicts.sentence(nothing) and verdicts.told(nothing).empty
+
+
+@pytest.mark.parametrize(
+    "rotated, scalar, both, said",
+    [
+        (4, 16, 4, "need Adam's axes, and not modulation's"),
+        (16, 4, 4, "need modulation's axes, and not Adam's"),
+        (4, 4, 4, "need both"),
+        (16, 16, 4, "either axes are enough"),
+        (16, 16, 16, "need neither"),
+        (8, 16, 16, "do not yet tell"),
+    ],
+)
+def test_the_two_by_two_design_is_read_as_the_notebook_predicts(rotated, scalar, both, said):
+    peaks = {"base": [16] * 3, "rotated": [rotated] * 3, "scalar": [scalar] * 3, "rotated-scalar": [both] * 3}
+    rows = verdicts.verdicts(PLAN, spoken(peaks))
+    assert said in verdicts.adam_or_modulation(rows)
+
+
+@pytest.mark.parametrize("part", ["base", "essential", "all"])
+def test_every_figure_is_drawn_however_much_is_trained(part):
+    some = [name for name, row in PLAN.items() if part in ("all", row["part"], name)]
+    table = spoken({name: [16, 15, 14 - i % 12] for i, name in enumerate(some)})
+    found, rows = verdicts.numbers(table), verdicts.verdicts(PLAN, table)
+    peaks = rows[(rows.measure == "peak") & (rows.against == "base") & (rows.seeds > 0)]
+    ax = figures.ranges(peaks, ax=Figure().subplots())
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == peaks.sort_values("value").variant.tolist() and "base" not in names
+    classes = [name for name in some if PLAN[name]["question"] == "architecture"]
+    ax = figures.grid(rows, classes, PLAN["base"]["claims"], ax=Figure().subplots())
+    assert len(ax.texts) == 6 * len(classes)
+    trained = [name for name in some if PLAN[name]["question"] == "data"]
+    axes = figures.panels(found, trained, ["level", "peak"], figure=(figure := Figure()))
+    assert len(axes) == (2 if trained else 0) and bool(figure.texts) == (not trained)
+    course = pd.DataFrame({"equal samples": -1.0, "equal loss": -0.5}, trained)
+    assert len(figures.equal(course, ax=Figure().subplots()).get_yticks()) == len(trained)
+
+
+def test_a_finished_models_factors_are_those_its_modulation_gives(klein):
+    """An independent reading: what the modulation's own modules return, taken apart by hand."""
+    given, model = {"dual": [], "single": []}, klein.transformer
+    for kind, module in (("dual", model.double_stream_modulation_img), ("single", model.single_stream_modulation)):
+        module.register_forward_hook(lambda module, args, out, kind=kind: given[kind].append(out.detach()))
+    words = ["a red star", "a blue circle"]
+    data = factors.read(klein, words, [3, 4], **tiny.KLEIN)
+    plain = mu.ChannelStats()
+    with mu.attach(klein, plain):
+        mu.generate(klein, words, seeds=[3, 4], **tiny.KLEIN)
+    blocks, width = mu.blocks(klein), data.sizes["channel"]
+    assert dict(data.factor.sizes) == {"image": 2, "layer": len(blocks), "part": 3, "channel": width}
+    np.testing.assert_allclose(data.mean_abs, plain.dataset().mean_abs.mean("step"), rtol=1e-5)
+    for kind, outs in given.items():
+        shift, scale, gate = torch.stack(outs).unflatten(-1, (-1, 3, width)).unbind(-2)
+        own = data.factor.isel(image=0, layer=[block.kind for block in blocks].index(kind))
+        for name, value in (("|shift|", shift), ("|1 + scale|", 1 + scale), ("|gate|", gate)):
+            expected = value.abs().flatten(0, -2).mean(0)
+            np.testing.assert_allclose(own.sel(part=name), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_massive_channels_are_compared_with_the_median_of_the_others():
+    scores = np.tile(np.linspace(1.0, 2.0, 20), (2, 1))
+    scores[0, 3], scores[1, 5] = 30.0, 60.0  # a channel that enters the second block, and one that leaves it
+    factor = np.ones((2, 3, 20))
+    factor[1, 1, 3], factor[1, 2, 5] = 0.5, 4.0
+    data = xr.Dataset({"mean_abs": (("image", "layer", "channel"), scores[None])})
+    data["factor"] = (("image", "layer", "part", "channel"), factor[None])
+    data = data.assign_coords(layer=[0, 1], part=list(factors.PARTS))
+    rows = factors.at_the_top(data, ["dual", "single"], k=1).set_index(["layer", "factor"])
+    read, gate = rows.loc[(1, "|1 + scale|")], rows.loc[(1, "|gate|")]
+    assert (read.channel, read.ratio, read.kind) == (3, 0.5, "single")
+    assert read["as read"] == pytest.approx(15 / np.median(scores[0]))
+    assert (gate.channel, gate.ratio, gate.low, gate.high) == (5, 4, 1, 1)
+    nothing = factors.at_the_top(data.drop_vars("factor"), ["dual", "single"], k=1)
+    assert nothing.empty and list(nothing) == factors.COLUMNS
+    assert nothing.pivot_table(index="factor", columns="layer", values="ratio", aggfunc="median").empty
+
+
+@pytest.mark.parametrize("family", ["flux2", "sana", "pixart", "lumina"])
+def test_modulations_are_watched_at_every_call(family):
+    made, seen = net(family=family), []
+    with networks.modulated(made, watch=lambda layer, factor: seen.append((layer, tuple(factor.shape)))):
+        for _ in range(2):
+            made(torch.randn(2, 36, 32), torch.full((2,), 0.5), torch.randn(2, 5, 288))
+    assert [layer for layer, _ in seen] == [*range(5)] * 2
+    assert {shape[2:] for _, shape in seen} == {(3, 64)}
 
 
 def test_equal_loss_compares_where_both_had_the_worse_ones_loss():

@@ -45,16 +45,23 @@ def test_means_have_an_interval_over_images_and_none_over_draws(ax):
     assert (low + high) / 2 == pytest.approx(2.5) and high - low == pytest.approx(2 * 12.706 * 0.5, rel=1e-3)
 
 
-def test_a_response_has_the_mean_of_every_set_in_its_colour(ax):
-    table = pd.DataFrame(
-        {"k": [1, 1, 8, 8] * 2, "lost": [0, 2, 4, 8, 1, 1, 2, 2.0], "which": ["top"] * 4 + ["bottom"] * 4}
-    )
-    assert plots.response(table, "k", "lost", ax=ax) is ax
-    lines = {
-        to_hex(line.get_color()).upper(): line.get_ydata().tolist() for line in ax.lines if len(line.get_xdata()) == 2
+def test_bars_lie_in_groups_and_each_ends_at_its_mean(ax):
+    values = {"subject": {"top": [0.2, 0.4], "pixels": [0.6, 0.8]}, "ground": {"top": [0.5, 0.7], "pixels": [0.1, 0.1]}}
+    assert plots.bars(values, ax=ax) is ax
+    found = {
+        (round(bar.get_y() + bar.get_height() / 2), to_hex(bar.get_facecolor()).upper()): bar for bar in ax.patches
     }
-    assert lines[plots.COLOURS["top"]] == [1, 6] and lines[plots.COLOURS["bottom"]] == [1, 2]
-    assert ax.get_xticks().tolist() == [1, 8] and ax.get_xscale() == "log"
+    for at, group in enumerate(values.values()):
+        for name, scores in group.items():
+            assert found[at, plots.COLOURS[name]].get_width() == pytest.approx(np.mean(scores))
+    assert [label.get_text() for label in ax.get_yticklabels()] == [*values]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["top", "pixels"]
+
+
+def test_small_pictures_have_no_side_above_the_limit_and_the_images_own_pixels():
+    images = np.random.default_rng(0).integers(0, 256, (2, 96, 300, 3))
+    found = plots.small(images, 128)
+    assert found.shape == (2, 96, 100, 3) and (found == images[:, :, ::3]).all()
 
 
 def test_an_atlas_has_a_band_of_steps_for_each_layer_and_a_column_for_each_channel(ax):
@@ -86,3 +93,34 @@ def test_tiles_show_each_map_by_its_sign_and_a_videos_first_frame(ax):
     assert picture[0, 1] == 1 and picture[1, 4 + 2] == -1  # one white column between two maps
     assert np.nansum(np.abs(picture)) == 2
     assert [text.get_text() for text in ax.texts] == ["7", "1", "9"]
+
+
+def test_a_contrast_has_a_dot_for_each_name_at_its_mean(ax):
+    draws = np.arange(16.0).reshape(8, 2, 1)
+    assert plots.contrast({"top, moved": np.array([1.0, 3.0]), "outside": draws}, ax=ax) is ax
+    dots = [container.lines[0] for container in ax.containers]
+    assert [(float(dot.get_xdata()[0]), float(dot.get_ydata()[0])) for dot in dots] == [(2, 0), (7.5, 1)]
+    assert [to_hex(dot.get_color()) for dot in dots] == [plots.COLOURS[name].lower() for name in ("top", "outside")]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["top, moved", "outside"] and ax.yaxis_inverted()
+    both = ax.figure.subplots(1, 2, sharey=True)
+    for one in both:  # panels that share the axis, any number of them
+        plots.contrast({"top": np.array([1.0, 3.0])}, ax=one)
+    assert both[0].yaxis_inverted() and both[1].yaxis_inverted()
+
+
+def test_dots_stand_in_their_row_in_the_colour_of_their_set(ax):
+    values = pd.DataFrame({"top": [0.9, 0.2], "outside": [0.9, 0.3], "chance": [0.5, 0.1]}, ["ground", "shape"])
+    assert plots.dots(values, ax=ax) is ax
+    found = {line.get_label(): line for line in ax.lines}
+    for name in values:
+        assert found[name].get_xdata().tolist() == values[name].tolist()
+        assert found[name].get_ydata().round().tolist() == [0, 1]
+    assert [to_hex(found[n].get_color()).upper() for n in ("top", "chance")] == [plots.COLOURS["top"], "#000000"]
+    assert found["top"].get_ydata()[0] != found["outside"].get_ydata()[0], "equal numbers hide each other"
+
+
+def test_words_have_a_cell_for_each_channel(ax):
+    shares = pd.DataFrame([[1.0, 0.25], [0.0, 0.75]], ["ground", "shape"], [17, 4])
+    assert plots.words(shares, ax=ax) is ax
+    assert ax.images[0].get_array().tolist() == shares.values.tolist()
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["17", "4"]

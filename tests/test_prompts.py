@@ -24,14 +24,16 @@ def test_toyworld_prompts_were_never_trained_on():
     assert mu.prompts.read("toyworld", 16) == [toyworld.caption(scene) for scene in scenes[:16]]
 
 
-def test_toyworld_pairs_differ_in_what_their_kind_says_and_in_the_background():
+def test_toyworld_pairs_differ_in_what_their_kind_says_and_in_all_around():
     pairs = mu.prompts.read_pairs("toyworld-pairs")
     subject = {"shape": {"shape"}, "colour": {"colour"}, "both": {"shape", "colour"}}
     for pair in pairs.itertuples():
         source, target = toyworld.parse(pair.source), toyworld.parse(pair.target)
         assert {toyworld.split_of(source), toyworld.split_of(target)} == {"test"}
+        around = {"ground", "pattern", "place", "light", "style"}
         differ = {n for n in toyworld.ATTRIBUTES if getattr(source, n) != getattr(target, n)}
-        assert differ == subject[pair.kind] | {"background", "pattern"}
+        assert differ == subject[pair.kind] | around
+        assert not {source.colour, target.colour} & {source.ground, target.ground}, "a subject vanishes in a ground"
     assert len({*pairs.source, *pairs.target}) == 2 * len(pairs), "a caption stands in two pairs"
     assert pairs.groupby(["split", "kind"]).size().unstack().loc[["tune", "report"]].values.tolist() == [
         [8] * 3,
@@ -39,15 +41,31 @@ def test_toyworld_pairs_differ_in_what_their_kind_says_and_in_the_background():
     ]
 
 
+def test_any_beginning_of_the_toyworld_pairs_to_tune_or_report_on_is_balanced():
+    for _, pairs in mu.prompts.read_pairs("toyworld-pairs").groupby("split"):
+        for n in (3, 6, 12):
+            assert pairs.kind[:n].value_counts().to_dict() == {"shape": n / 3, "colour": n / 3, "both": n / 3}
+
+
+def test_half_of_the_everyday_pairs_are_for_tuning_and_any_beginning_is_balanced():
+    pairs = mu.prompts.read_pairs("everyday-pairs")
+    for n in (6, 12, len(pairs)):
+        counts = pairs[:n].groupby(["kind", "split"]).size()
+        assert counts.index.to_list() == [(k, s) for k in ("colour", "several", "subject") for s in ("report", "tune")]
+        assert set(counts) == {n // 6}
+
+
+@pytest.mark.parametrize("split", ["tune", "report"])
+def test_any_beginning_of_the_toyworld_pairs_is_balanced(split):
+    pairs = mu.prompts.read_pairs("toyworld-pairs").query("split == @split")
+    for n in range(3, len(pairs) + 1, 3):
+        assert pairs[:n].kind.value_counts().to_dict() == dict.fromkeys(("shape", "colour", "both"), n // 3)
+
+
 @pytest.mark.parametrize("name", ["toyworld-pairs", "everyday-pairs"])
-def test_any_beginning_of_the_pairs_to_tune_on_and_to_report_is_balanced(name):
-    pairs = mu.prompts.read_pairs(name)
-    for split in ("tune", "report"):
-        part = pairs[pairs.split == split]
-        for n in (3, 6, len(part)):
-            counts = part[:n].groupby("kind").size()
-            assert len(counts) == pairs.kind.nunique() == 3 and set(counts) == {n // 3}
-    assert not set(pairs[pairs.split == "tune"].source) & set(pairs[pairs.split == "report"].source)
+def test_pairs_to_tune_on_share_no_source_with_those_to_report(name):
+    sources = mu.prompts.read_pairs(name).groupby("split").source.agg(set)
+    assert not sources["tune"] & sources["report"]
 
 
 def test_everyday_prompts_are_distinct_and_short_enough_for_every_text_encoder():

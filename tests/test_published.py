@@ -1,6 +1,7 @@
 """README, ledger page and the notebooks' boxes show the ledger, and evidence of older code is marked stale."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -85,6 +86,20 @@ def test_evidence_covers_default_runs_and_a_notebook_without_provenance_has_none
     }
 
 
+def test_the_newest_first_picture_of_a_notebook_is_published(root):
+    for at, (name, number, words) in enumerate((("a", "03", b"old"), ("b", "02", b"its"), ("c", "03", b"new"))):
+        folder = root / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "claims.json").write_text(json.dumps([row(f"{number}.told")]))
+        (folder / published.PICTURE).write_bytes(words)
+        os.utime(folder / published.PICTURE, (at, at))
+    published.publish(root=root)
+    assert not (root / "docs" / "first").exists()
+    published.publish(root / "runs", root=root)
+    found = {path.name: path.read_bytes() for path in (root / "docs" / "first").iterdir()}
+    assert found == {"02.png": b"its", "03.png": b"new"}
+
+
 def test_publishing_fills_readme_page_and_box_and_then_changes_nothing(root):
     published.publish(root=root)
     readme, rows = (root / "README.md").read_text(), published.ledger(root)
@@ -151,6 +166,19 @@ def test_the_digest_is_of_code_that_does_something(root, edit, same):
     assert published.digest(path, PARAMETERS | {"model": "toy"}) != published.digest(
         path, PARAMETERS | {"model": "toi"}
     )
+
+
+@pytest.mark.parametrize(("name", "same"), [("trained.parquet", False), ("README.md", True)])
+def test_the_digest_is_of_the_tables_in_a_folder_that_cells_open(root, tmp_path, monkeypatch, name, same):
+    path, data = root / "notebooks" / "02_disruption.ipynb", tmp_path / "data" / "origins"
+    data.mkdir(parents=True)
+    (data / name).write_text("one")
+    monkeypatch.setattr(mu.places, "data", lambda *names: tmp_path.joinpath("data", *names))
+    plain = published.digest(path, PARAMETERS)
+    change(root, lambda cells: cells[3].update(source='x = mu.places.data("origins")'))
+    before = published.digest(path, PARAMETERS)
+    (data / name).write_text("two")
+    assert (published.digest(path, PARAMETERS) == before) == same and before != plain
 
 
 @pytest.mark.parametrize(("name", "same"), [("measures/masks.py", False), ("show/plots.py", True)])

@@ -183,12 +183,17 @@ HEADLINES = {  # what the sentences under Results rest on
     "02.pattern-above-outside": "holds",
     "02.pattern-above-level": "holds",
     "02.pattern-is-the-subjects": "holds",
-    "03.top-above-outside": "undecided",
-    "03.top-above-outside-anywhere": "holds",
-    "03.top-above-caption": "undecided",
+    "03.top-above-outside": "holds",
+    "03.top-above-caption": "holds",
+    "03.polarity-loses-the-subject": "holds",
+    "03.top-above-picture": "undecided",
+    "03.plan-above-caption": "contradicted",
+    "04.subject-follows": "holds",
     "04.more-arrives": "holds",
     "04.level-is-around": "holds",
-    "04.above-outside": "undecided",
+    "04.rest-stays": "contradicted",
+    "04.above-latents": "undecided",
+    "04.above-pixels": "undecided",
 }
 
 

@@ -33,7 +33,8 @@ class Bright(PreTrainedModel):
 
 @pytest.fixture(scope="module")
 def scenes():
-    return toyworld.render(toyworld.sample(3, seed=5), seed=5)
+    images, masks, _ = toyworld.render(toyworld.sample(3, seed=5), seed=5)
+    return images, masks["subject"]
 
 
 @pytest.fixture
@@ -47,25 +48,30 @@ def foreign(tmp_path):
 
 
 def test_a_folder_serves_like_the_evaluator(scenes):
-    by_name = references.subject_masks(scenes[0], places.data("toy") / "segmenter")
-    assert by_name.dtype == bool and (by_name == readout.segment(scenes[0])).mean() > 0.999
+    by_name = references.subject_masks(scenes[0], places.data("toy") / "segmenter", labels=["subject"])
+    assert by_name.dtype == bool and (by_name == readout.segment(scenes[0])["subject"]).mean() > 0.999
     assert (by_name == references.subject_masks([Image.fromarray(i) for i in scenes[0]], "toy")).mean() > 0.999
 
 
 def test_labels_choose_the_subject(scenes):
     folder = places.data("toy") / "segmenter"
-    subject, ground = (references.subject_masks(scenes[0], folder, labels=[x]) for x in ("Subject", "background"))
-    assert (subject ^ ground).all()
-    with pytest.raises(ValueError, match="no class dog; it has: background, subject"):
+    every = ("Subject", "background", "companion", "shadow")
+    masks = [references.subject_masks(scenes[0], folder, labels=[x]) for x in every]
+    assert (np.sum(masks, 0) == 1).all()
+    assert (references.subject_masks(scenes[0], folder) == ~masks[1]).all(), "by default all but the background"
+    with pytest.raises(ValueError, match="no class dog; it has: background, subject, companion, shadow"):
         references.subject_masks(scenes[0], folder, labels=["dog"])
 
 
 def test_a_model_without_background_needs_labels(scenes, tmp_path):
     shutil.copytree(places.data("toy") / "segmenter", tmp_path / "s")
     config = json.loads((tmp_path / "s" / "config.json").read_text())
-    names = {"id2label": {"0": "sky", "1": "dog"}, "label2id": {"sky": 0, "dog": 1}}
+    names = {
+        "id2label": {"0": "sky", "1": "dog", "2": "cat", "3": "sea"},
+        "label2id": {"sky": 0, "dog": 1, "cat": 2, "sea": 3},
+    }
     (tmp_path / "s" / "config.json").write_text(json.dumps(config | names))
-    with pytest.raises(ValueError, match="2 classes and no background"):
+    with pytest.raises(ValueError, match="4 classes and no background"):
         references.subject_masks(scenes[0], tmp_path / "s")
     assert references.subject_masks(scenes[0], tmp_path / "s", labels=["dog"]).any()
 
@@ -102,7 +108,7 @@ def test_foreign_code_of_the_hub_has_to_be_pinned(revision, scenes):
 
 
 def test_what_is_no_segmenter_is_refused(scenes):
-    with pytest.raises(ValueError, match="CLIPConfig, not a segmentation model"):
+    with pytest.raises(ValueError, match="VisionTextDualEncoderConfig, not a segmentation model"):
         references.subject_masks(scenes[0], places.data("toy") / "clip")
     with pytest.raises(ValueError, match="no images"):
         references.subject_masks([])

@@ -92,10 +92,11 @@ def test_results_that_are_here_have_the_columns_of_the_guide(stem):
 
 def test_tables_that_the_package_makes_have_the_columns_of_the_guide(tmp_path):
     words = [
-        "a large red star at the left on a blue plain background",
-        "a small green circle at the top on a red plain background",
+        "a large red star at the left on a blue plain ground",
+        "a small green circle at the top on a red plain ground",
     ]
-    pictures, masks = toyworld.render([toyworld.parse(text) for text in words], seed=0)
+    pictures, masks, _ = toyworld.render([toyworld.parse(text) for text in words], seed=0)
+    masks = masks["subject"]
     images = [Image.fromarray(picture) for picture in pictures]
     scores = xr.DataArray(
         np.random.default_rng(0).random((3, 24)), dims=("layer", "channel"), coords={"layer": range(3)}
@@ -103,9 +104,11 @@ def test_tables_that_the_package_makes_have_the_columns_of_the_guide(tmp_path):
     always, toy = columns(SECTIONS["02_disruption"])["arms.parquet"]
     renamed = {"low_error": "layout lost", "high_error": "detail lost"}
     assert set(metrics.compare(images, images, words, others=words).rename(columns=renamed)) <= always
-    assert set(readout.attributes_right(images, words)) == toy - {"subject", "ground"}  # means of these
+    assert set(readout.attributes_right(images, words)) | set(readout.OF) == toy
     table = transfer.measure(images, (words, words[::-1]), (images, images[::-1]), masks, others=words, exact=True)
-    assert set(table) | {"name", "pair", "png"} == set.union(*columns(SECTIONS["04_transport"])["reported.parquet"])
+    assert set(table) | {"name", "pair", "png", "share"} == set.union(
+        *columns(SECTIONS["04_transport"])["reported.parquet"]
+    )
     assert (
         set(stability.by_layer(scores, 4).assign(kind="dual").reset_index())
         == columns(SECTIONS["01_statistics"])["layers.parquet"][0]

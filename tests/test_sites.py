@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from massact_utils.measures import sites
+from massact_utils.measures.masks import as_record, token_masks
 
 DIMS = ("image", "rule", "arm", "layer", "step")
 
@@ -66,3 +68,24 @@ def test_images_without_a_value_do_not_choose():
 def test_an_unknown_arm_is_named():
     with pytest.raises(KeyError, match=r"no arm 'bottom'; there are top, top, border, outside"):
         sites.best(table(), "bottom", ["heat"])
+
+
+def test_a_line_is_above_another_from_the_first_step_where_the_interval_says_so():
+    rng = np.random.default_rng(0)
+    other = xr.DataArray(rng.normal(0, 0.01, (3, 8)), dict(step=[1.0, 0.5, 0.1]), ("step", "caption"))
+    line = other + xr.DataArray([0.0, 0.3, 0.5], dims="step") + rng.normal(0, 0.01, (3, 8))
+    assert sites.first_above(line, other) == 0.5
+    assert sites.first_above(other, line) is None
+
+
+def test_masks_at_a_site_are_those_of_every_file_in_order(tmp_path):
+    tokens = torch.rand(5, 12, 4, generator=torch.Generator().manual_seed(0))
+    whole = as_record({(3, 1): tokens, (0, 1): tokens.flip(1)}, (3, 4))
+    for name, part in (("0", slice(2)), ("1", slice(2, 5))):
+        as_record({(3, 1): tokens[part], (0, 1): tokens[part].flip(1)}, (3, 4)).save(tmp_path / name)
+    files, site = [tmp_path / "0", tmp_path / "1"], dict(arm="top", rule="border", layer=1, step=3)
+    found = sites.drawn(files, site, ranks=range(2))
+    wanted = token_masks(whole, layer=1, step=3, ranks=range(2), polarity="border")[0]
+    assert found.dtype == bool and found.shape == (5, 3, 4) and (found == wanted).all()
+    with pytest.raises(ValueError, match="oracle"):
+        sites.drawn(files, site | dict(rule="oracle"))

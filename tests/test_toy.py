@@ -31,7 +31,7 @@ def test_it_loads_from_any_working_directory(tmp_path, monkeypatch):
 def test_its_grid_and_blocks(pipe):
     seen = []
     with mu.attach(pipe, lambda tokens, site: seen.append((tokens.shape[1:], site.grid)), layers=0, branch="cond"):
-        mu.generate(pipe, "a large red star at the left on a blue striped background", num_inference_steps=2)
+        mu.generate(pipe, "a large red star at the left on a blue striped ground", num_inference_steps=2)
     assert set(seen) == {((144, 192), (12, 12))}
     assert [block.kind for block in mu.blocks(pipe)] == ["dual"] * 2 + ["single"] * 6
 
@@ -51,23 +51,25 @@ def test_no_hook_remains_after_an_error_in_a_probe(pipe):
     before = hooks(pipe)
     with pytest.raises(ZeroDivisionError), mu.attach(pipe, broken):
         assert hooks(pipe) > before
-        mu.generate(pipe, "a small green cross at the top on a red plain background", **FAST)
+        mu.generate(pipe, "a small green cross at the top on a red plain ground", **FAST)
     assert hooks(pipe) == before
 
 
 def test_the_caption_decides_the_picture(pipe):
-    """Same noise, two captions: the background's colour is the one asked for."""
-    ask = "a small white ring at the centre on a {} plain background"
+    """Same noise, two captions: the ground's colour is the one asked for."""
+    ask = "a small white ring at the centre on a {} plain ground in flat style"
     red, blue = (np.asarray(i, float).mean((0, 1)) for i in mu.generate(pipe, [ask.format(c) for c in ("red", "blue")]))
     assert red.argmax() == 0 and blue.argmax() == 2
 
 
 def test_the_card_holds_what_was_measured():
     figures, card = json.loads((TOY / "metrics.json").read_text()), (TOY / "README.md").read_text()
-    for name, goal in figures["goals"].items():
-        value = figures["generated"]["test"][name]
-        assert f"| {name} | {goal} | {value:.3f} |" in card
-        assert value >= goal or not figures["goals met"]
+    for name, met in figures["goals met"].items():
+        split, word = ("held-out", "shape") if name.endswith("pairs") else ("test", name)
+        value = figures["generated"][split][word]
+        assert met == (value >= figures["goals"][name])
+        assert split == "held-out" or f"| {name} | {figures['goals'][name]:.3f} | {value:.3f} |" in card
+    assert f"mIoU {figures['mIoU of the caption alone']:.2f}" in card
 
 
 def test_training_left_its_records():
@@ -81,7 +83,7 @@ def test_training_left_its_records():
 
 def test_it_is_small():
     sizes = {path: path.stat().st_size for path in TOY.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    assert sum(sizes.values()) <= 25 * 2**20
+    assert sum(sizes.values()) <= 30 * 2**20
     assert sizes[TOY / "emergence.parquet"] <= 3 * 2**20
     assert not [path for path in sizes if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
 

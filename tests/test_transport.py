@@ -12,8 +12,8 @@ from PIL import Image
 
 import massact_utils as mu
 import tiny
-from massact_utils.models.latents import Trajectory, blend, noised
-from massact_utils.probes.transport import masks_of
+from massact_utils.models.latents import Trajectory, blend, handed, noised, swap
+from massact_utils.probes.transport import masks_of, way
 
 
 def picture(height, width, seed=0):
@@ -564,6 +564,38 @@ def test_latents_blend_under_the_mask_alone(family):
         assert not torch.equal(maps[0][right], maps[1][right])
     with pytest.raises(KeyError):
         tiny.run(recipe, callback_on_step_end=blend(kept, weight, [0, 1]), num_inference_steps=4)
+
+
+@pytest.mark.parametrize("family", (klein, sd3), ids=lambda family: family.__name__)
+def test_captions_are_swapped_in_their_steps_and_rows_alone(family):
+    """Swapped in every step from the second on, only the first forward knows the own caption; guided or not."""
+    recipe, names = family(), ["latents", "prompt_embeds"]
+    assert handed(recipe.pipe) == names
+    kept, hook = Trajectory(), dict(callback_on_step_end_tensor_inputs=names)
+    tiny.run(recipe, prompts=(5, 6), seeds=(8, 9), callback_on_step_end=kept, **hook)
+    assert len(kept.prompts) == 2
+    plain = tiny.run(recipe, prompts=(5, 6), seeds=(1, 2))
+    for steps, same in ((range(1, 3), False), (range(0), True)):
+        change = swap(kept, [None, 1], [None, 0], steps)
+        mixed = tiny.run(recipe, prompts=(5, 6), seeds=(1, 2), callback_on_step_end=change, **hook)
+        assert torch.equal(mixed[0], plain[0]) and torch.equal(mixed[1], plain[1]) == same
+    kept.prompts = kept.prompts[:, 1:]
+    with pytest.raises(ValueError, match="cannot be swapped"):
+        tiny.run(recipe, prompts=(5, 6), seeds=(1, 2), callback_on_step_end=change, **hook)
+
+
+def test_padded_captions_are_not_swapped():
+    assert handed(qwen().pipe) == ["latents"]
+
+
+def test_a_subject_has_a_way_to_another_place():
+    source, target = np.zeros((2, 6, 6), bool), np.zeros((2, 6, 6), bool)
+    source[0, 1, 1], target[0, 3:5, 4] = True, True  # the second pair has no subjects
+    assert [way(a, b) for a, b in zip(source, target, strict=True)] == [(2, 3), (0, 0)]
+    moved = masks_of(source, target)["moved"]
+    assert moved[0].tolist() == target[0].tolist() and not moved[1].any()
+    source[0, 1, 0] = True
+    assert (masks_of(source, target)["moved"][0] & ~target[0]).sum() == 1
 
 
 def test_masks_are_combined():

@@ -361,12 +361,12 @@ def permute_gates(net, optimisers, seed: int):
 
 
 @contextmanager
-def modulated(net, edit=None):
+def modulated(net, edit=None, watch=None):
     """Gives {block: (B, sets, 3, D)}, the shift, scale and gate that each block's image tokens get while the net runs.
 
-    `edit(block, factors)` returns other factors, or None; not of PixArt's and SANA's classes, whose blocks share one
-    projection. Lumina's has no shift, and the tanh of its gate is taken. `net` is anything with a transformer of one of
-    the classes and the `family` by which `build` knows it.
+    `watch(block, factors)` sees them at every call. `edit(block, factors)` returns other factors, or None; not of
+    PixArt's and SANA's classes, whose blocks share one projection. Lumina's has no shift, and the tanh of its gate is
+    taken. `net` is anything with a transformer of one of the classes and the `family` by which `build` knows it.
     """
     model, family, width, seen, handles = net.transformer, net.family, width_of(net.transformer), {}, []
     if edit is not None and family in ONE_PROJECTION:
@@ -388,6 +388,8 @@ def modulated(net, edit=None):
 
     def look(out, index, block):
         seen[index] = read(out, block)
+        if watch is not None:
+            watch(index, seen[index])
         other = None if edit is None else edit(index, seen[index])
         return None if other is None else write(other)
 

@@ -68,11 +68,11 @@ class Seen:
 
 
 def drawn(scenes, ground, seed):
-    """Images (n, 48, 48, 3) uint8 and subjects (n, 48, 48) bool, on another ground or without a subject."""
+    """Images (n, 48, 48, 3) uint8 and subjects (n, 48, 48) bool, on another ground or without things and shadows."""
     nothing = {name: (lambda x, y: np.full_like(x, 9.0)) for name in toyworld.SHAPES}  # a shape that is far away
     with mock.patch.dict(toyworld.SHAPES, nothing) if ground == "textures" else nullcontext():
-        images, subject, *_ = toyworld.render(scenes, seed=seed, size=8 * GRID)
-    subject = subject["subject"] if isinstance(subject, dict) else subject  # worlds differ in what they tell
+        images, things, _ = toyworld.render(scenes, seed=seed, size=8 * GRID)
+    subject = things["subject"]
     if ground in ("constant", "per token"):
         colours = np.random.default_rng(seed).integers(0, 256, (len(images), GRID, GRID, 3), np.uint8)
         colours = np.full_like(colours, 128) if ground == "constant" else colours

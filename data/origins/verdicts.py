@@ -22,7 +22,22 @@ LABELS = {  # the plan's measures, and what they are made of
     "mIoU top": "mIoU, top",
     "mIoU outside": "mIoU, outside",
 }
+SHORT = LABELS | {  # of the architectures' claims, for a narrow place
+    "peak": "largest over median, log2",
+    "need": "zeroing the top costs more",
+    "code": "the top parts the subject better",
+    "pattern": "the pattern is needed more than the level",
+    "gate": "rank correlation with the gate",
+    "lead": "steps by which the gate comes first",
+}
 PARTS = ["loss", "zero top", "zero outside", "zero bottom", "no pattern", "no level"]  # loss, and what edits add
+VERBS = {  # of one claim, of several
+    "holds": ("holds", "hold"),
+    "contradicted": ("is contradicted", "are contradicted"),
+    "undecided": ("is undecided", "are undecided"),
+    "did not train": ("did not train", "did not train"),
+    "not measured": ("is not measured", "are not measured"),
+}
 SEEDS = 3  # with fewer there is no range
 WORSE = 1.1  # a loss over this share of the base's says nothing
 
@@ -152,3 +167,58 @@ def at_equal_loss(table: pd.DataFrame) -> pd.DataFrame:
         rows.append({"variant": variant, "equal samples": ends[0] - ends[1], "equal loss": equal[0] - equal[1]})
     columns = ["variant", "equal samples", "equal loss"]
     return pd.DataFrame(rows, columns=columns).groupby("variant").mean()
+
+
+def told(rows: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts of the variants that are trained, as a table to read: claim, range over seeds, loss and verdict."""
+    rows = rows[rows.verdict != "not trained yet"]
+    made = pd.DataFrame(index=rows.variant)
+    made["explanation"] = rows.explanation.values
+    made["claimed"] = [f"{row.measure} {row.side} {row.threshold:g}" for row in rows.itertuples()]
+    made["found"] = [_range(row) for row in rows.itertuples()]
+    made["seeds"] = rows.seeds.values
+    made["loss over base's"] = rows["loss over base's"].round(2).values
+    made["verdict"] = rows.verdict.values
+    return made
+
+
+def sentence(rows: pd.DataFrame) -> str:
+    """What we now know of some claims, in one sentence: how many hold and which, and so for every other verdict."""
+    trained = rows[rows.verdict != "not trained yet"]
+    if trained.empty:
+        return "What we now know: nothing yet. No variant of this question is trained."
+    often, parts = trained.variant.value_counts(), []
+    for verdict, verbs in VERBS.items():
+        found = trained[trained.verdict == verdict]
+        names = [row.variant + (f" ({row.measure})" if often[row.variant] > 1 else "") for row in found.itertuples()]
+        parts += [f"{len(names)} {verbs[len(names) > 1]}: {', '.join(names)}"] if names else []
+    claims = "claim" if len(trained) == 1 else "claims"
+    few = f" A verdict takes {SEEDS} seeds." if trained.seeds.between(1, SEEDS - 1).any() else ""
+    return f"What we now know: of {len(trained)} {claims}, {'; '.join(parts)}.{few}"
+
+
+def adam_or_modulation(rows: pd.DataFrame) -> str:
+    """What the four corners of the two-by-two design say together, in one sentence."""
+    peaks = rows[rows.measure == "peak"].set_index("variant").verdict
+    corners = [peaks.get(name) for name in ("rotated", "scalar", "rotated-scalar")]
+    if not {*corners} <= {"holds", "contradicted"}:
+        return "What we now know: the trainings do not yet tell Adam and modulation apart."
+    adam, modulation, both = (word == "holds" for word in corners)
+    if adam and modulation:
+        found = "massive channels need both, Adam's axes and modulation's"
+    elif adam or modulation:
+        needed, other = ("Adam", "modulation") if adam else ("modulation", "Adam")
+        found = f"massive channels need {needed}'s axes, and not {other}'s"
+    elif both:
+        found = "either axes are enough for massive channels, Adam's or modulation's"
+    else:
+        found = "massive channels need neither Adam's axes nor modulation's"
+    return f"What we now know: {found}."
+
+
+def _range(row) -> str:
+    """The mean over seeds, and the smallest and largest."""
+    if not row.seeds:
+        return "no number"
+    numbers = (f"{round(x, 2) + 0.0:.2f}" for x in (row.value, row.low, row.high))
+    return "{} ({} to {})".format(*numbers)

@@ -1,9 +1,10 @@
 """Write the ToyWorld prompt sets beside this file: python data/prompts/make.py
 
 toyworld.txt are captions of the test split, drawn at random. toyworld-pairs.csv are pairs of them for transport. Source
-and target of a pair share size and position and differ in background and pattern, so that returning the source keeps
-nothing of the target. Their subjects differ in shape ("shape"), in colour ("colour") or in both ("both"). No caption
-stands in two pairs, so that the rows to tune on and the rows to report share nothing.
+and target of a pair differ in ground, pattern, place, light and style, so that neither returning the source nor pasting
+it scores. Their subjects differ in shape ("shape"), in colour ("colour") or in both ("both"). Neither subject has the
+colour of one of the two grounds, so that each can stand on the other's. No caption stands in two pairs, so that the
+rows to tune on and the rows to report share nothing.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from massact_utils.toyworld import ATTRIBUTES, Scene, caption, sample, split_of
 
 HERE = Path(__file__).parent
 KINDS = {"shape": ("shape",), "colour": ("colour",), "both": ("shape", "colour")}
-AROUND = ("background", "pattern")  # in these source and target always differ
+ALWAYS = ("ground", "pattern", "place", "light", "style")  # in these source and target differ
 
 
 def captions(n: int = 256) -> str:
@@ -24,18 +25,23 @@ def captions(n: int = 256) -> str:
 
 
 def pairs(tune: int = 8, report: int = 32, seed: int = 0) -> str:
-    """toyworld-pairs.csv: so many pairs of every kind to tune on, then to report, kinds in turn."""
+    """toyworld-pairs.csv: so many pairs of every kind to tune on and to report, kinds in turn."""
     rng, used, rows = np.random.default_rng(seed), set(), []
-    while len(rows) < len(KINDS) * (tune + report):
-        kind = list(KINDS)[len(rows) % len(KINDS)]
-        drawn = {name: rng.choice(allowed, 2, replace=False) for name, allowed in ATTRIBUTES.items()}
-        words = {name: two if name in AROUND + KINDS[kind] else two[[0, 0]] for name, two in drawn.items()}
-        if (words["colour"] == words["background"]).any():
-            continue
-        source, target = (Scene(**{name: str(two[i]) for name, two in words.items()}) for i in (0, 1))
-        if {split_of(source), split_of(target)} == {"test"} and not {source, target} & used:
+    for split in ["tune"] * tune + ["report"] * report:
+        for kind, subject in KINDS.items():
+            while True:
+                two = {name: rng.choice(allowed, 2, replace=False) for name, allowed in ATTRIBUTES.items()}
+                words = {name: two[name] for name in ALWAYS}
+                words |= {name: two[name] if name in subject else two[name][[0, 0]] for name in KINDS["both"]}
+                source, target = ({name: str(word[i]) for name, word in words.items()} for i in (0, 1))
+                if set(words["colour"]) & set(
+                    words["ground"]
+                ):  # also: a subject that would vanish in the other's ground
+                    continue
+                source, target = Scene(**source), Scene(**target)
+                if {split_of(source), split_of(target)} == {"test"} and not {source, target} & used:
+                    break
             used |= {source, target}
-            split = "tune" if len(rows) < len(KINDS) * tune else "report"
             rows.append((caption(source), caption(target), kind, split))
     return pd.DataFrame(rows, columns=["source", "target", "kind", "split"]).to_csv(index=False, lineterminator="\n")
 

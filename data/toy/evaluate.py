@@ -1,18 +1,22 @@
-"""Measure the embedded model and its evaluators; writes metrics.json, the contact sheet and the card's tables.
+"""Measure the embedded model and its evaluators; writes metrics.json, the contact sheets and the card's tables.
 
     python data/toy/evaluate.py
 
-Prompts: 256 captions of the "test" split (in no training set) and 256 with a held-out shape-colour pair. The attributes
-of a generated image are read by the ToyWorld CLIP, whose own accuracy on fresh renders stands beside every figure.
+Prompts: 256 captions of the "test" split (in no training set) and 256 with a held-out shape-colour pair. The words of a
+generated image are read by the ToyWorld CLIP, whose own accuracy on fresh renders stands beside every figure. Shape and
+light are read a second time, off the pixels (pixels.py), and the companion there alone: the CLIP sees it too small.
 """
 
 import json
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pixels
 import torch
+from joblib import Parallel, delayed
 from PIL import Image
 from tqdm import tqdm
 
@@ -21,65 +25,114 @@ from massact_utils import toyworld
 from massact_utils.measures import readout
 
 HERE = Path(__file__).parent
-N, SEED = 256, 10**9  # no training stage renders with this seed
-GOALS = {"colour": 0.95, "background": 0.95, "pattern": 0.90, "size": 0.90, "position": 0.90, "shape": 0.80}
+N, SEED, K = int(os.environ.get("MASSACT_EVALUATE") or 256), 10**9, 12  # no training stage renders with this seed
+GOALS = {"shape": 0.90, "colour": 0.95, "ground": 0.95, "pattern": 0.95, "style": 0.95, "size": 0.90, "place": 0.90}
+GOALS |= {"light": 0.90, "companion": 0.80}
 
 
-def accuracy(images, scenes) -> dict:
-    """Share of images whose attribute is read as the caption says, per attribute, and of images where all six are."""
-    read, truth = readout.read_attributes(images)[list(GOALS)], pd.DataFrame(map(vars, scenes))[list(GOALS)]
-    right = read == truth
-    return right.mean().round(4).to_dict() | {"all six": round(float(right.all(axis=1).mean()), 4)}
+def right(images, scenes, by_pixels) -> pd.DataFrame:
+    """Which words the CLIP and the pixels read as the scenes say: 1, 0, or nan where a scene leaves the word open."""
+    read, said = readout.read_attributes(images), pd.DataFrame(map(vars, scenes))
+    table = pd.DataFrame({name: read[name] == said[name] for name in GOALS if name != "companion"})
+    table["companion"] = by_pixels.companion_shape == said.companion_shape
+    for name in ("shape", "light"):
+        table[f"{name}, by pixels"] = by_pixels[name] == said[name]
+        table[f"CLIP and pixels agree on {name}"] = read[name] == by_pixels[name]
+    said = said.assign(companion=said.companion_shape)
+    named = {name: said.get(name.partition(",")[0], said["shape"]).notna() for name in table}
+    return table.astype(float).where(pd.DataFrame(named))
 
 
 def on_renders(split: str) -> dict:
-    """The evaluators on fresh renders: accuracy per attribute, and the segmenter's mIoU."""
-    scenes = toyworld.sample(1024, seed=SEED, split=split)
-    images, masks = toyworld.render(scenes, seed=SEED)
+    """The evaluators on fresh renders: accuracy per attribute (by pixels on a quarter), and the segmenter's IoU."""
+    scenes = toyworld.sample(4 * N, seed=SEED, split=split)
+    images, masks, drawn = toyworld.render(scenes, seed=SEED)
     found = readout.segment(images)
-    iou = (found & masks).sum((1, 2)) / (found | masks).sum((1, 2))
-    return accuracy(images, scenes) | {"segmenter mIoU": round(float(iou.mean()), 4)}
+    figures = right(images[:N], drawn[:N], read_pixels(images[:N], drawn[:N])).mean().to_dict()
+    read, said = readout.read_attributes(images), pd.DataFrame(map(vars, drawn))
+    figures |= {name: (read[name] == said[name]).mean() for name in GOALS if name in read}
+    for name, mask in masks.items():
+        there = mask.any((1, 2))
+        iou = (found[name] & mask).sum((1, 2))[there] / (found[name] | mask).sum((1, 2))[there]
+        figures[f"IoU of the {name}"] = iou.mean()
+    return {name: round(float(value), 4) for name, value in figures.items()}
 
 
-def on_generated(pipe, split: str) -> tuple[dict, list]:
-    """The model on N captions of a split: accuracy per attribute, and the images."""
+def read_pixels(images, scenes) -> pd.DataFrame:
+    """Shape, light and the companion's shape by pixels, one row an image."""
+    read = delayed(pixels.read)
+    return pd.DataFrame(Parallel(n_jobs=-1)(read(np.asarray(i), s) for i, s in zip(images, scenes, strict=True)))
+
+
+def on_generated(pipe, split: str) -> tuple[dict, list, pd.DataFrame]:
+    """The model on N captions of a split: accuracy per attribute by CLIP and pixels, the images, and what was right."""
     scenes = toyworld.sample(N, seed=SEED, split=split)
     captions, images = [toyworld.caption(s) for s in scenes], []
     for i in tqdm(range(0, N, 32), desc=split):
-        images += mu.generate(pipe, captions[i : i + 32], seeds=list(range(i, i + 32)))
-    return accuracy(images, scenes), images
+        images += mu.generate(pipe, captions[i : i + 32], seeds=list(range(i, min(N, i + 32))))
+    table = right(images, scenes, read_pixels(images, scenes))
+    figures = table.mean().to_dict() | {"all that is named": table[list(GOALS)].min(axis=1).mean()}
+    return {name: round(float(value), 4) for name, value in figures.items()}, images, table
 
 
 def reconstruction(pipe) -> float:
     """Mean PSNR in dB of the autoencoder over 256 fresh renders."""
-    images, _ = toyworld.render(toyworld.sample(256, seed=SEED, split="test"), seed=SEED)
+    images = toyworld.render(toyworld.sample(256, seed=SEED, split="test"), seed=SEED)[0]
     x = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         decoded = torch.cat([pipe.vae.decode(pipe.vae.encode(part).latent_dist.mode()).sample for part in x.split(32)])
     return round((-10 * torch.log10(((decoded.clamp(-1, 1) - x) / 2).square().mean((1, 2, 3)))).mean().item(), 2)
 
 
+def anatomy(pipe) -> pd.DataFrame:
+    """Of every layer on fresh noised renders: largest over median channel, and the share of energy in the top 12."""
+    scenes = toyworld.sample(32, seed=SEED, split="test")
+    stats = mu.ChannelStats()
+    images = [Image.fromarray(image) for image in toyworld.render(scenes, seed=SEED)[0]]
+    mu.noised_source(pipe, images, stats, prompt=[toyworld.caption(s) for s in scenes], seed=SEED)
+    data = stats.dataset().mean(("image", "step"))
+    top = mu.select_channels(data.mean_abs, K)
+    energy = (data.mean_sq.where((data.channel == top).any("rank"), 0) / data.mean_sq.sum("channel")).sum("channel")
+    table = pd.DataFrame({"largest over median": data.mean_abs.max("channel") / data.mean_abs.median("channel")})
+    return table.assign(**{f"energy in the top {K}": energy.values, "largest channel": top.isel(rank=0).values}).round(
+        3
+    )
+
+
+def known_by_caption(n: int = 60, renders: int = 25) -> float:
+    """mIoU with the subject's mask of the caption alone: the mean mask of its other renders, over one half."""
+    known = []
+    for i, scene in enumerate(toyworld.sample(n, seed=SEED, split="test")):
+        masks = toyworld.render([scene] * renders, seed=SEED + i, size=48)[1]["subject"]
+        guess = masks[1:].mean(0) >= min(0.5, masks[1:].mean(0).max())
+        known.append((guess & masks[0]).sum() / (guess | masks[0]).sum())
+    return round(float(np.mean(known)), 4)
+
+
 def sheet(images, columns: int = 12) -> Image.Image:
-    """Images in rows, twice their size."""
+    """Images in rows, 4/3 of their size."""
     tiles = np.stack([np.asarray(image) for image in images])
-    rows = [np.concatenate(tiles[i : i + columns], 1) for i in range(0, len(tiles), columns)]
+    rows = [np.concatenate(tiles[i : i + columns], 1) for i in range(0, len(tiles) // columns * columns, columns)]
     picture = Image.fromarray(np.concatenate(rows))
     return picture.resize((picture.width * 4 // 3, picture.height * 4 // 3), Image.Resampling.LANCZOS)
 
 
-def table(figures: dict) -> str:
+def markdown(table: pd.DataFrame) -> str:
+    """A table of numbers in Markdown; what is missing stays empty."""
+    cells = table.reset_index().astype(object).where(table.reset_index().notna(), "")
+    rows = [[f"{x:.3f}" if isinstance(x, float) else str(x) for x in row] for row in cells.values.tolist()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [[*map(str, cells.columns)], ["---"] * cells.shape[1], *rows])
+
+
+def quality(figures: dict) -> pd.DataFrame:
     """The card's table of accuracies."""
-    columns = {
-        "generated, test captions": figures["generated"]["test"],
-        "generated, held-out pairs": figures["generated"]["held-out"],
-        "evaluator on fresh renders": figures["renders"]["test"],
-        "evaluator, held-out pairs": figures["renders"]["held-out"],
-    }
-    lines = ["| attribute | goal | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
-    for name in [*GOALS, "all six"]:
-        values = " | ".join(f"{column[name]:.3f}" for column in columns.values())
-        lines.append(f"| {name} | {GOALS.get(name, '')} | {values} |")
-    return "\n".join(lines)
+    names = [*GOALS, "shape, by pixels", "light, by pixels", "all that is named"]
+    columns = {"goal": GOALS}
+    for title, part in (("generated", figures["generated"]), ("evaluator on fresh renders", figures["renders"])):
+        columns |= {
+            f"{title}, {split}": part[key] for key, split in (("test", "test captions"), ("held-out", "held-out pairs"))
+        }
+    return pd.DataFrame(columns, index=pd.Index(names, name="attribute"))
 
 
 def main():
@@ -88,26 +141,39 @@ def main():
     figures = {
         "prompts": N,
         "call": {k: v for k, v in mu.models.KNOWN["toy"][1].items() if k in ("num_inference_steps", "guidance_scale")},
-        "generated": {split: scores for split, (scores, _) in generated.items()},
+        "generated": {split: scores for split, (scores, *_) in generated.items()},
         "renders": {split: on_renders(split) for split in ("test", "held-out")},
         "autoencoder PSNR dB": reconstruction(pipe),
-        "goals": GOALS,
+        "mIoU of the caption alone": known_by_caption(),
+        "anatomy": anatomy(pipe).to_dict("list"),
+        "goals": GOALS | {"shape of held-out pairs": 0.80},
     }
-    figures["goals met"] = all(figures["generated"]["test"][name] >= goal for name, goal in GOALS.items())
+    met = {name: figures["generated"]["test"][name] >= goal for name, goal in GOALS.items()}
+    met["shape of held-out pairs"] = figures["generated"]["held-out"]["shape"] >= 0.80
+    figures["goals met"] = met
     (HERE / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n")
+    drawn = toyworld.render(toyworld.sample(48, seed=SEED, split="test"), seed=SEED)[0]
+    sheet(drawn).save(HERE / "renders.webp", quality=88)
     sheet(generated["test"][1][:72]).save(HERE / "contact_sheet.webp", quality=88)
     sheet(generated["held-out"][1][:24]).save(HERE / "contact_sheet_held_out.webp", quality=88)
-    card = HERE / "README.md"
-    if card.exists():
-        before, rest = card.read_text().split("<!-- figures -->\n")[:2]
-        after = rest.split("<!-- end of figures -->")[1]
-        extra = f"Autoencoder: {figures['autoencoder PSNR dB']} dB PSNR over 256 fresh renders. Segmenter: mIoU "
-        extra += f"{figures['renders']['test']['segmenter mIoU']:.3f} on fresh renders, "
-        extra += f"{figures['renders']['held-out']['segmenter mIoU']:.3f} with held-out pairs."
-        body = f"<!-- figures -->\n{table(figures)}\n\n{extra}\n<!-- end of figures -->"
-        card.write_text(before + body + after)
-    print(table(figures))
-    print(f"goals met: {figures['goals met']}; {time.monotonic() - started:.0f} s; figures in data/toy/metrics.json")
+    worst = generated["test"][2].sort_values(["shape, by pixels", "shape", "companion"], kind="stable").index[:24]
+    sheet([generated["test"][1][i] for i in worst]).save(HERE / "contact_sheet_worst.webp", quality=88)
+    card, renders = HERE / "README.md", figures["renders"]
+    before, rest = card.read_text().split("<!-- figures -->\n")[:2]
+    ious = "; ".join(f"{name} {renders['test'][name]:.3f}" for name in renders["test"] if name.startswith("IoU"))
+    agree = " and ".join(
+        f"{figures['generated']['test'][f'CLIP and pixels agree on {x}']:.2f} ({x})" for x in ("shape", "light")
+    )
+    body = f"{markdown(quality(figures))}\n\nCLIP and pixels agree on {agree} of the generated images.\n"
+    body += f"Autoencoder: {figures['autoencoder PSNR dB']} dB PSNR over 256 fresh renders. "
+    body += f"Segmenter on fresh renders: {ious}.\n\n"
+    body += f"{markdown(pd.DataFrame(figures['anatomy']).rename_axis('layer'))}\n\n"
+    body += f"A caption alone gives a mask of the subject of mIoU {figures['mIoU of the caption alone']:.2f}.\n"
+    card.write_text(
+        f"{before}<!-- figures -->\n{body}<!-- end of figures -->{rest.split('<!-- end of figures -->')[1]}"
+    )
+    print(markdown(quality(figures)))
+    print(f"goals met: {met}; {time.monotonic() - started:.0f} s; figures in data/toy/metrics.json")
 
 
 if __name__ == "__main__":

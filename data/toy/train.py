@@ -1,15 +1,18 @@
-"""Train the embedded ToyWorld model and its evaluators; every stage resumes where it stopped.
+"""Train the ToyWorld model and its evaluators; every stage resumes where it stopped.
 
-    python data/toy/train.py vae       --minutes 10     # the autoencoder
-    torchrun --nproc-per-node 2 data/toy/train.py klein --minutes 60     # text encoder and transformer, jointly
-    python data/toy/train.py clip      --minutes 14     # evaluator: prompt alignment and attribute read-out
-    python data/toy/train.py segmenter --minutes 7      # evaluator: subject masks
+    python data/toy/train.py vae        --steps 1800 --warm    # the autoencoder
+    python data/toy/train.py renders    --steps 65536     # training scenes, drawn once
+    torchrun --nproc-per-node 2 data/toy/train.py klein --steps 13500     # text encoder, transformer
+    torchrun --nproc-per-node 2 data/toy/train.py klein --steps 2500 --seed 1    # its channels alone, once more
+    python data/toy/train.py clip       --steps 3600      # evaluator: prompt alignment and attribute read-out
+    python data/toy/train.py segmenter  --steps 3000      # evaluator: subject, companion and shadow
 
-Two processes with a thread each (torchrun) train 1.5 times as fast as one with two threads.
+Two processes with a thread each (torchrun) train 1.5 times as fast as one with two threads. The learning rate is
+constant and falls over the last fifth of the planned steps. What a step sees is drawn from its number. So a restart
+leaves no kink. No loss weight, window or sampling knows the subject's mask.
 
-A stage's state lives in runs/toy/<stage>.pt (not in git); its result is written to data/toy/<stage>/. `--minutes` is
-the budget of the whole stage, over all its runs, since learning rates decay to zero at its end. With `--warm` and no
-such state, a stage starts from the published weights, on the full grid.
+A stage's state lies in the folder MASSACT_TRAINING, by default runs/toy (not in git); its result in published/
+under it.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import json
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,28 +32,31 @@ from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import (
-    CLIPConfig,
     CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPProcessor,
+    CLIPTextConfig,
     CLIPTokenizer,
+    ConvNextConfig,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SegformerImageProcessorPil,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
 )
 
 from massact_utils import toyworld
 
-HERE = Path(__file__).parent
-STATE = HERE.parents[1] / "runs" / "toy"
+STATE = Path(os.environ.get("MASSACT_TRAINING") or Path(__file__).parents[2] / "runs" / "toy")
+HERE = STATE / "published"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZE = 96  # pixels; the autoencoder halves twice and patches are 2 x 2, so the grid is 12 x 12
-TEXT_LENGTH = 24  # tokens, chat template included
-COARSE, WINDOWED = 0.3, 0.85  # klein sees the coarse grid, then windows around the subject, then whole canvases
-WINDOW = 8  # tokens, its side
+TEXT_LENGTH = 30  # tokens, chat template included
+SIMPLE, COARSE = 9000, 10500  # steps in which klein sees mostly simple scenes, and coarse ones; then all at full size
+SEEDS = {"full": 2 * 10**6, "coarse": 10**6, "simple": 3 * 10**6}
+PARTS = ("subject", "companion", "shadow")
+PUBLISHED = Path(os.environ.get("MASSACT_WARM") or Path(__file__).parent)  # where --warm starts from
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -60,35 +67,70 @@ def bf16():
     return torch.autocast(DEVICE, torch.bfloat16)
 
 
-def scenes_as_tensors(n: int, seed: int, size: int = SIZE):
-    """Scenes, images (n, 3, size, size) in [-1, 1] and masks (n, size, size) bool."""
-    scenes = toyworld.sample(n, seed=seed)
-    images, masks = toyworld.render(scenes, seed=seed, size=size)
-    return (
-        scenes,
-        torch.from_numpy(images).permute(0, 3, 1, 2).to(DEVICE, torch.float32) / 127.5 - 1,
-        torch.from_numpy(masks).to(DEVICE),
-    )
+def as_pixels(images):
+    """Images (n, size, size, 3) uint8 as (n, 3, size, size) float in [-1, 1] on the device."""
+    return torch.from_numpy(np.ascontiguousarray(images)).to(DEVICE).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train_renders(steps, warm=False):
+    """Draw the training scenes once: as many as steps at full size, for klein and the evaluators, and small ones."""
+    for name, n, size in (("full", steps, SIZE), ("coarse", 49152, SIZE // 2), ("simple", 49152, SIZE // 2)):
+        if (STATE / f"renders-{name}.npz").exists():
+            continue
+        seed = SEEDS[name]
+        images, classes, drawn = np.empty((n, size, size, 3), np.uint8), np.zeros((n, size, size), np.uint8), []
+        for i in tqdm(range(0, n, 128), desc=f"renders {name}", mininterval=30):
+            part = slice(i, min(n, i + 128))
+            images[part], masks, scenes = toyworld.render(scenes_of(name, i)[: n - i], seed=seed + i, size=size)
+            classes[part] = sum((k + 1) * masks[name].astype(np.uint8) for k, name in enumerate(PARTS))
+            drawn += scenes
+        words = {name: np.array([getattr(scene, name) or "" for scene in drawn]) for name in toyworld.ATTRIBUTES}
+        STATE.mkdir(parents=True, exist_ok=True)
+        with open(STATE / "renders.tmp", "wb") as file:
+            np.savez(file, images=images, classes=classes, **words)
+        (STATE / "renders.tmp").replace(STATE / f"renders-{name}.npz")
+
+
+def scenes_of(name, i):
+    """The 128 scenes from number i on of the full, the coarse or the simple renders; simple ones stand alone on a
+    plain ground.
+    """
+    scenes = toyworld.sample(128 if name != "simple" else 160, seed=SEEDS[name] + i)
+    if name == "simple":
+        plain = {"pattern": "plain", "companion_shape": None, "companion_colour": None}
+        scenes = [scene for s in scenes if toyworld.split_of(scene := replace(s, **plain)) == "train"]
+    return scenes[:128]
+
+
+def renders(name="full"):
+    """What train_renders drew: captions, words as drawn ("" for none), images and classes (n, size, size) uint8, 0
+    the ground and 1 to 3 PARTS.
+    """
+    kept = np.load(STATE / f"renders-{name}.npz")
+    images, words = kept["images"], pd.DataFrame({name: kept[name] for name in toyworld.ATTRIBUTES})
+    captions = [toyworld.caption(scene) for i in range(0, len(images), 128) for scene in scenes_of(name, i)]
+    return captions[: len(images)], words, images, kept["classes"]
 
 
 class Stage:
-    """A resumable loop: the learning rate follows the used share of the budget; a checkpoint every 3 minutes."""
+    """A resumable loop over a planned number of steps; a checkpoint every 3 minutes."""
 
-    def __init__(self, name: str, minutes: float, lr: float, modules: dict, warmup: int = 200):
-        self.name, self.budget, self.lr, self.modules, self.warmup = name, minutes * 60, lr, modules, warmup
+    def __init__(self, name: str, steps: int, lr: float, modules: dict, warmup: int = 200, seed: int = 0):
+        self.name, self.steps, self.lr, self.modules, self.warmup = name, steps, lr, modules, warmup
+        self.seed = seed
         parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
         decay, plain = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
-        self.parameters, self.step, self.spent, self.extra, self.warmed = parameters, 0, 0.0, {}, 0
+        self.parameters, self.step, self.extra = parameters, 0, {}
         self.path = STATE / f"{name}.pt"
         if self.path.exists():
             state = torch.load(self.path, map_location=DEVICE, weights_only=False)
             for key, module in modules.items():
                 module.load_state_dict(state["modules"][key])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.step, self.spent, self.extra = state["step"], state["spent"], state["extra"]
-            print(f"{name}: resumed at step {self.step}, {self.spent / 60:.1f} minutes spent")
+            self.step, self.extra = state["step"], state["extra"]
+            print(f"{name}: resumed at step {self.step} of {steps}", flush=True)
 
     def save(self):
         if RANK:
@@ -98,37 +140,21 @@ class Stage:
             "modules": {k: m.state_dict() for k, m in self.modules.items()},
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
-            "spent": self.spent,
             "extra": self.extra,
         }
         torch.save(state, self.path.with_suffix(".tmp"))
         self.path.with_suffix(".tmp").replace(self.path)
 
-    def share(self) -> float:
-        """The used part of the budget, the same in every process."""
-        share = torch.tensor(self.spent / self.budget)
-        if WORLD > 1:
-            dist.broadcast(share, 0)
-        return share.item()
-
     def run(self, loss_of):
-        """Minimise `loss_of(share)`, where share is the used part of the budget; ends when the budget is spent."""
-        bar = tqdm(
-            total=round(self.budget),
-            initial=round(self.spent),
-            unit="s",
-            desc=self.name,
-            mininterval=20,
-            disable=RANK > 0,
-        )
-        last, saved, shown = time.monotonic(), time.monotonic(), self.extra.get("loss")
-        while (share := self.share()) < 1:
-            rate = (
-                self.lr * min(1, (self.step + 1 - self.warmed) / self.warmup) * 0.5 * (1 + math.cos(math.pi * share))
-                + 1e-6
-            )
+        """Minimise `loss_of(share)`, where share is the part of the planned steps that is done."""
+        bar = tqdm(total=self.steps, initial=self.step, desc=self.name, mininterval=30, disable=RANK > 0)
+        saved, shown = time.monotonic(), self.extra.get("loss")
+        while self.step < self.steps:
+            share = self.step / self.steps
+            rate = self.lr * min(1, (self.step + 1) / self.warmup, (1 - share) / 0.2) + 1e-6
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
+            torch.manual_seed(1_000_003 * (self.step + 10**6 * self.seed) + RANK)  # also when resumed
             loss = loss_of(share)
             loss.backward()
             if WORLD > 1:
@@ -143,13 +169,11 @@ class Stage:
             self.step += 1
             shown = loss.item() if shown is None else 0.98 * shown + 0.02 * loss.item()
             self.extra["loss"] = shown
-            now = time.monotonic()
-            self.spent, last = self.spent + now - last, now
-            bar.update(round(self.spent) - bar.n)
-            bar.set_postfix(step=self.step, loss=f"{shown:.4f}", refresh=False)
-            if now - saved > 180:
+            bar.update()
+            bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
+            if time.monotonic() - saved > 180:
                 self.save()
-                saved = now
+                saved = time.monotonic()
         self.save()
         bar.close()
         return shown
@@ -175,30 +199,30 @@ def patchify(latents):  # B C 2h 2w -> B 4C h w
     return Flux2KleinPipeline._patchify_latents(latents)
 
 
-def train_vae(minutes, warm=False):
+def train_vae(steps, warm=False):
     vae = new_vae()
     if warm:
-        vae = AutoencoderKLFlux2.from_pretrained(HERE / "klein", subfolder="vae", torch_dtype=torch.float32).to(DEVICE)
-    stage = Stage("vae", minutes, 2e-3, {"vae": vae})
+        vae = AutoencoderKLFlux2.from_pretrained(PUBLISHED / "klein", subfolder="vae", torch_dtype=torch.float32).to(
+            DEVICE
+        )
+    stage = Stage("vae", steps, 2e-3, {"vae": vae})
     vae.train()
 
     def loss_of(share):
-        _, images, masks = scenes_as_tensors(8, seed=stage.step)
-        stack = torch.cat([images, 1 + 2 * masks[:, None].float()], 1)  # the subject is small: weigh it three times
+        images = as_pixels(toyworld.render(toyworld.sample(8, seed=stage.step), seed=stage.step)[0])
         if share < 0.7:  # crops first, whole images last
-            stack = stack.unfold(2, 48, 48).unfold(3, 48, 48).permute(0, 2, 3, 1, 4, 5).reshape(-1, 4, 48, 48)
-        images, weight = stack.split([3, 1], 1)
+            images = images.unfold(2, 48, 48).unfold(3, 48, 48).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 48, 48)
         with bf16():
             posterior = vae.encode(images).latent_dist
             decoded = vae.decode(posterior.sample()).sample.float()
-        error = weight * (decoded - images)
+        error = decoded - images
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         return error.abs().mean() + error.square().mean() + 3e-4 * kl
 
     loss = stage.run(loss_of)
     vae.eval()
     with torch.no_grad():  # the pipeline normalises latents by these statistics
-        _, images, _ = scenes_as_tensors(1024, seed=10**7)
+        images = as_pixels(toyworld.render(toyworld.sample(1024, seed=10**7), seed=10**7)[0])
         latents = torch.cat([patchify(vae.encode(part).latent_dist.mode()) for part in images.split(64)])
         vae.bn.running_mean.copy_(latents.mean((0, 2, 3)))
         vae.bn.running_var.copy_(latents.var((0, 2, 3)))
@@ -208,7 +232,7 @@ def train_vae(minutes, warm=False):
         psnr = -10 * torch.log10(((decoded - images[:256]) / 2).square().mean((1, 2, 3))).mean().item()
     vae.save_pretrained(STATE / "vae")
     print(f"vae: loss {loss:.4f}, reconstruction PSNR {psnr:.2f} dB over 256 fresh scenes")
-    note("vae", minutes=minutes, steps=stage.step, loss=loss, psnr_db=psnr)
+    note("vae", steps=stage.step, loss=loss, psnr_db=psnr)
 
 
 # ---------------------------------------------------------------- text encoder and transformer
@@ -216,9 +240,17 @@ def train_vae(minutes, warm=False):
 
 def corpus():
     """Captions and single words: what the tokenizers learn their merges from."""
-    words = sorted({w for words in toyworld.ATTRIBUTES.values() for w in words} | set(toyworld.TEMPLATE.split()))
+    words = sorted(
+        {w for words in toyworld.ATTRIBUTES.values() for w in words} | set(" ".join(toyworld.GRAMMAR).split())
+    )
     plain = [w for w in words if w.isalpha()]
-    return [toyworld.caption(s) for s in toyworld.sample(2000, seed=1)] + [*plain, "user", "assistant", "subject"] * 20
+    return [toyworld.caption(s) for s in toyworld.sample(2000, seed=1)] + [
+        *plain,
+        "user",
+        "assistant",
+        "subject",
+        "companion",
+    ] * 20
 
 
 def new_tokenizer():
@@ -283,39 +315,25 @@ def tokenised(tokenizer, prompts):
     return out["input_ids"], out["attention_mask"]
 
 
-def subject_weights(scenes, grid):
-    """Weight of each token in the loss, (n, grid * grid): 4 where the caption puts the subject, 1 elsewhere, mean 1.
-
-    It follows from the caption alone, so the model's optimum stays the same; subjects cover a few tokens only.
-    """
-    axis = (torch.arange(grid) + 0.5) / grid * 2 - 1
-    x, y = axis[None, None, :], axis[None, :, None]
-    at = torch.tensor([toyworld.POSITIONS[s.position] for s in scenes])[..., None, None]
-    radius = torch.tensor([toyworld.SIZES[s.size] for s in scenes])[:, None, None]
-    weight = torch.where((x - at[:, 0]) ** 2 + (y - at[:, 1]) ** 2 < (1.25 * radius) ** 2, 4.0, 1.0).flatten(1)
-    return weight / weight.mean(1, keepdim=True)
-
-
-def window(position, grid):
-    """Tokens of a window around a position of the subject, (WINDOW * WINDOW), of a canvas of grid * grid."""
-    corner = [round((axis + 1) / 2 * grid - WINDOW / 2) for axis in toyworld.POSITIONS[position]]
-    left, top = (min(max(at, 0), grid - WINDOW) for at in corner)
-    return torch.arange(grid * grid).view(grid, grid)[top : top + WINDOW, left : left + WINDOW].flatten()
-
-
 @torch.no_grad()
-def cached_latents(vae, tokenizer, n, size, seed):
-    """Normalised patch latents (n, tokens, 32), tokenised captions, loss weights (n, tokens), and the n scenes."""
+def cached_latents(vae, tokenizer, name, n):
+    """This process's share of n renders as normalised patch latents (n / WORLD, tokens, 32), and tokenised captions
+    kept in STATE for a run that resumes.
+    """
+    path = STATE / f"latents-{name}-{n}-{RANK}-of-{WORLD}.pt"
+    if path.exists():
+        return torch.load(path)
+    captions, _, images, _ = renders(name)
     std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
-    latents, drawn = [], []
-    for i in tqdm(range(128 * RANK, n, 128 * WORLD), desc=f"latents at {size}", mininterval=10, disable=RANK > 0):
-        scenes, images, _ = scenes_as_tensors(128, seed=seed + i, size=size)
+    rows, latents = range(RANK, n, WORLD), []
+    for i in tqdm(range(0, len(rows), 64), desc=f"latents {name}", mininterval=30, disable=RANK > 0):
         with bf16():
-            z = patchify(vae.encode(images).latent_dist.sample().float())
+            z = patchify(vae.encode(as_pixels(images[rows[i : i + 64]])).latent_dist.mode().float())
         latents.append(((z - vae.bn.running_mean.view(1, -1, 1, 1)) / std).flatten(2).mT.half())
-        drawn += scenes
-    captions = [toyworld.caption(scene) for scene in drawn]
-    return torch.cat(latents), *tokenised(tokenizer, captions), subject_weights(drawn, size // 8), drawn
+    kept = torch.cat(latents), *tokenised(tokenizer, [captions[i] for i in rows])
+    torch.save(kept, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+    return kept
 
 
 def canvas(grid):
@@ -379,69 +397,52 @@ def channel_magnitudes(text_encoder, transformer, batch, sigmas=(0.2, 0.5, 0.9))
     return pd.concat(frames)
 
 
-def train_klein(minutes, warm=False):
-    folder, part = (HERE / "klein", "vae") if warm else (STATE / "vae", None)
-    vae = AutoencoderKLFlux2.from_pretrained(folder, subfolder=part, torch_dtype=torch.float32).to(DEVICE).eval()
+def train_klein(steps, warm=False, seed=0):
+    """The text encoder and the transformer together. Another seed than 0 leaves its record of channels alone."""
+    vae = AutoencoderKLFlux2.from_pretrained(STATE / "vae", torch_dtype=torch.float32).to(DEVICE).eval()
     tokenizer = new_tokenizer()
     text_encoder, transformer = new_klein(tokenizer)
-    if warm:
-        published = Flux2KleinPipeline.from_pretrained(HERE / "klein", torch_dtype=torch.float32)
-        text_encoder.load_state_dict(published.text_encoder.float().state_dict())
-        transformer.load_state_dict(published.transformer.state_dict())
     ema = torch.nn.ModuleDict(
         dict(zip(("text_encoder", "transformer"), new_klein(tokenizer), strict=True))
     ).requires_grad_(False)
     ema["text_encoder"].load_state_dict(text_encoder.state_dict())
     ema["transformer"].load_state_dict(transformer.state_dict())
-    stage = Stage(
-        "klein", minutes, 1.2e-3, {"text_encoder": text_encoder, "transformer": transformer, "ema": ema}, warmup=300
-    )
+    modules = {"text_encoder": text_encoder, "transformer": transformer, "ema": ema}
+    stage = Stage(f"klein-{seed}" if seed else "klein", steps, 1e-3, modules, warmup=300, seed=seed)
     history = stage.extra.setdefault("history", {"losses": [], "emergence": [], "samples": 0, "recent": []})
-    if warm and stage.step == 0:  # the records go on where the published ones end
-        history["losses"] = list(pd.read_parquet(HERE / "losses.parquet").itertuples(index=False, name=None))
-        history["emergence"] = [pd.read_parquet(HERE / "emergence.parquet")]
-        stage.step, history["samples"] = int(history["emergence"][0].step.max()) + 1, history["losses"][-1][1]
-        stage.warmed = stage.step
-    moments = set(np.unique(np.geomspace(1, 2.4e4, 46).astype(int)).tolist())
-    fresh = 10**6 + 10**3 * stage.step  # a run that resumes draws other scenes
-    fine = cached_latents(vae, tokenizer, 16384, SIZE, 2 * fresh)
-    until = 0 if warm else COARSE
-    coarse = cached_latents(vae, tokenizer, 32768, SIZE // 2, fresh) if stage.share() < until else None
+    moments = set(np.unique(np.geomspace(1, steps, 46).astype(int)).tolist())
+    coarse = cached_latents(vae, tokenizer, "coarse", 49152)
+    simple = cached_latents(vae, tokenizer, "simple", 49152)
+    fine = cached_latents(vae, tokenizer, "full", 32768)
     empty = tokenised(tokenizer, [""])
-    fixed, *fixed_text, _, _ = cached_latents(vae, tokenizer, 128 * WORLD, SIZE, 3 * 10**6)
-    fixed = (fixed[:16].float(), *(t[:16].to(DEVICE) for t in fixed_text))
+    fixed = (fine[0][:16].float().to(DEVICE), *(t[:16].to(DEVICE) for t in fine[1:]))
     fixed = (*fixed, torch.randn(fixed[0].shape, generator=torch.Generator().manual_seed(0)).to(DEVICE))
-    windows = [window(position, SIZE // 8) for position in toyworld.POSITIONS]
-    hard = [2 - (scene.shape in ("circle", "ring", "crescent")) for scene in fine[-1]]  # edged shapes come twice
-    there = torch.tensor([list(toyworld.POSITIONS).index(scene.position) for scene in fine[-1]])
-    around = [torch.repeat_interleave(torch.arange(len(there)), torch.tensor(hard) * (there == i)) for i in range(5)]
     forward = torch.compile(velocity, dynamic=False)
-    torch.manual_seed(1000 * stage.step + RANK)  # the same weights in every process, other samples
+
+    def picked(kept, n):
+        rows = torch.randint(len(kept[0]), (n,))
+        return [part[rows] for part in kept]
 
     def loss_of(share):
         if stage.step in moments and RANK == 0:
             frame = channel_magnitudes(text_encoder, transformer, fixed).assign(step=stage.step)
-            stage.extra["history"]["emergence"].append(frame)
-        latents, ids, attention, weight, _ = coarse if share < until else fine
-        batch = (32 if share < WINDOWED else 24) // WORLD
-        rows, cells = torch.randint(len(latents), (batch,)), torch.arange(latents.shape[1])
-        if until <= share < WINDOWED:  # a window is for a whole batch, since it shares its position ids
-            place = int(torch.randint(len(windows), ()))
-            cells, rows = windows[place], around[place][torch.randint(len(around[place]), (batch,))]
-        x, weight = latents[rows][:, cells].to(DEVICE).float(), weight[rows][:, cells].to(DEVICE)
-        grid = math.isqrt(latents.shape[1])
-        ids, attention = ids[rows], attention[rows]
-        dropped = torch.rand(batch) < 0.1
-        ids, attention = (torch.where(dropped[:, None], e, t) for e, t in zip(empty, (ids, attention), strict=True))
-        if share < WINDOWED:  # a caption has 17 tokens; padding is learnt on whole canvases
-            ids, attention = ids[:, :18], attention[:, :18]
+            history["emergence"].append(frame)
+        batch = (32 if stage.step < COARSE else 24) // WORLD
+        alone = batch * 3 // 4 if stage.step < SIMPLE else 0
+        if stage.step < COARSE:
+            x, ids, attention = map(torch.cat, zip(picked(simple, alone), picked(coarse, batch - alone), strict=True))
+        else:
+            x, ids, attention = picked(fine, batch)
+        x, grid = x.to(DEVICE).float(), math.isqrt(x.shape[1])
+        dropped = torch.rand(batch, 1) < 0.1
+        ids, attention = (torch.where(dropped, e, t) for e, t in zip(empty, (ids, attention), strict=True))
         ids, attention = ids.to(DEVICE), attention.to(DEVICE)
-        sigma = torch.sigmoid(0.4 + torch.randn(batch, device=DEVICE))
-        noise = torch.randn_like(x)
+        sigma = torch.sigmoid(1 + torch.randn(batch)).to(DEVICE)  # a shape is decided where noise still hides it
+        noise = torch.randn(x.shape).to(DEVICE)
         noisy = x + sigma.view(-1, 1, 1) * (noise - x)
         with bf16():
-            predicted = forward(text_encoder, transformer, ids, attention, noisy, sigma, canvas(grid)[cells])
-        loss = ((predicted.float() - noise + x).square().mean(-1) * weight).sum() / weight.sum()
+            predicted = forward(text_encoder, transformer, ids, attention, noisy, sigma, canvas(grid))
+        loss = (predicted.float() - noise + x).square().mean()
         with torch.no_grad():  # the average follows the weights of the step before
             decay = min(0.999, (1 + stage.step) / (10 + stage.step))
             for average, module in ((ema["text_encoder"], text_encoder), (ema["transformer"], transformer)):
@@ -461,12 +462,16 @@ def train_klein(minutes, warm=False):
     emergence = pd.concat(emergence, ignore_index=True).astype(
         {"layer": "int8", "channel": "int16", "mean_abs": "float32", "step": "int32"}
     )
-    emergence[["step", "layer", "sigma", "channel", "mean_abs"]].to_parquet(HERE / "emergence.parquet", index=False)
+    HERE.mkdir(parents=True, exist_ok=True)
+    emergence = emergence[["step", "layer", "sigma", "channel", "mean_abs"]]
+    emergence.to_parquet(HERE / (f"emergence-seed-{seed}.parquet" if seed else "emergence.parquet"), index=False)
+    if seed:
+        return
     pd.DataFrame(history["losses"], columns=["step", "samples", "grid", "loss"]).to_parquet(
         HERE / "losses.parquet", index=False
     )
     save_klein(vae, ema["text_encoder"], ema["transformer"], tokenizer)
-    note("klein", minutes=minutes, steps=stage.step, samples=history["samples"], loss=loss)
+    note("klein", steps=stage.step, samples=history["samples"], loss=loss)
 
 
 def save_klein(vae, text_encoder, transformer, tokenizer):
@@ -500,113 +505,114 @@ def clip_tokenizer():
         ),
     )
     model = json.loads(bpe.to_str())["model"]
-    return CLIPTokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]], model_max_length=24)
+    return CLIPTokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]], model_max_length=TEXT_LENGTH)
 
 
 def new_clip():
-    """A small CLIP and its processor."""
+    """A small CLIP whose image tower is a ConvNeXt (it learns shapes from fewer images), tokenizer and processor."""
     tokenizer = clip_tokenizer()
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    config = CLIPConfig(
-        text_config={"vocab_size": len(tokenizer), "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2}
-        | {"num_attention_heads": 3, "max_position_embeddings": 24, "projection_dim": 96, **ids},
-        vision_config={"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
-        | {"image_size": SIZE, "patch_size": 12, "projection_dim": 96},
-        projection_dim=96,
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        max_position_embeddings=TEXT_LENGTH,
+        **ids,
     )
+    vision = ConvNextConfig(  # the last map is 1 x 1: a mean over a larger one would forget places
+        image_size=SIZE,
+        patch_size=3,
+        num_stages=6,
+        hidden_sizes=[32, 48, 96, 160, 192, 192],
+        hidden_size=192,  # where the dual encoder looks for the width
+        depths=[1, 1, 2, 1, 1, 1],
+        layer_scale_init_value=0.1,
+    )
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=96)
     edge = {"height": SIZE, "width": SIZE}
     images = CLIPImageProcessorPil(
         size=edge, crop_size=edge, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_center_crop=False
     )
-    clip = CLIPModel(config)
-    with torch.no_grad():  # a position is easier to read off sines than off small random vectors
-        axis = torch.arange(8)[:, None] * torch.logspace(0, -1.5, 32)
-        waves = torch.cat([axis.sin(), axis.cos()], 1) * 0.8  # 8 64
-        grid = torch.cat([waves[:, None].expand(8, 8, 64), waves[None].expand(8, 8, 64)], -1).flatten(0, 1)
-        clip.vision_model.embeddings.position_embedding.weight[1:] = grid
-    return clip.to(DEVICE), CLIPProcessor(image_processor=images, tokenizer=tokenizer)
+    return VisionTextDualEncoderModel(config).to(DEVICE, memory_format=torch.channels_last), tokenizer, images
 
 
-def outlines(masks, size=16):
-    """Each subject cut out by its box and resized (B, size * size), and the boxes (B, 4): half sizes, centres."""
-    index = torch.arange(masks.shape[-1], device=masks.device) / masks.shape[-1] * 2 - 1
-    theta = torch.zeros(len(masks), 2, 3, device=masks.device)
-    for axis, present in ((0, masks.any(1)), (1, masks.any(2))):  # x, y
-        low = torch.where(present, index, 2.0).amin(1)
-        high = torch.where(present, index, -2.0).amax(1)
-        theta[:, axis, axis], theta[:, axis, 2] = (high - low) / 2 + 0.02, (high + low) / 2
-    where = F.affine_grid(theta, (len(masks), 1, size, size), align_corners=False)
-    cut = F.grid_sample(masks[:, None].float(), where, align_corners=False).flatten(1)
-    return cut, torch.stack([theta[:, 0, 0], theta[:, 1, 1], theta[:, 0, 2], theta[:, 1, 2]], 1)
-
-
-def greyed(images, masks):
-    """Images along the line from the background's mean colour to the subject's, as greys of random contrast."""
-    pixels, subject = images.flatten(2), masks.flatten(1)[:, None].float()  # B 3 HW, B 1 HW
-    behind = (pixels * (1 - subject)).sum(2, keepdim=True) / (1 - subject).sum(2, keepdim=True).clamp_min(1)
-    line = (pixels * subject).sum(2, keepdim=True) / subject.sum(2, keepdim=True).clamp_min(1) - behind
-    along = ((pixels - behind) * line).sum(1) / line.square().sum(1).clamp_min(1e-3)  # B HW, 0 behind and 1 in front
-    low, contrast = torch.rand(2, len(images), 1, device=DEVICE) - 0.5
-    contrast = (0.5 + contrast.abs()) * contrast.sign()
-    return (low + contrast * along).clamp(-1, 1).view(len(images), 1, *images.shape[2:]).expand_as(images)
-
-
-def train_clip(minutes, warm=False, batch=48):
+def train_clip(steps, warm=False, batch=48):
     """Contrastive on whole captions, plus the zero-shot read-out of each attribute it will be used for.
 
-    Three heads that are thrown away afterwards speed it up: which patches the subject covers (from the patch tokens),
-    its outline and its box (from the image embedding; without the box, positions stayed unread). Half of the images
-    are grey and ask for no colour, so that a shape is read the same in any colour, the held-out pairs' included.
+    Heads that are thrown away afterwards speed it up: how much of each patch is subject, companion and shadow, the
+    shape and colour of the thing a patch lies on, and each word by a linear map of the image's features. Half of the
+    images are grey and ask for no colour, so that a shape is read the same in any colour, held-out pairs' included.
     """
-    clip, processor = new_clip()
-    if warm:
-        clip.load_state_dict(CLIPModel.from_pretrained(HERE / "clip", dtype=torch.float32).state_dict())
-    sizes = {"where": (128, 1), "outline": (96, 256), "box": (96, 4)}
-    heads = torch.nn.ModuleDict({name: torch.nn.Linear(*size) for name, size in sizes.items()}).to(DEVICE)
-    stage = Stage("clip", minutes, 1.5e-3, {"clip": clip, "heads": heads}, warmup=200)
-    forward = torch.compile(clip, dynamic=False)
+    clip, tokenizer, processor = new_clip()
+    n_words = sum(map(len, toyworld.ATTRIBUTES.values()))
+    shapes, colours = len(toyworld.SHAPES), len(toyworld.COLOURS)
+    heads = {"where": torch.nn.Conv2d(96, 3, 1), "words": torch.nn.Linear(192, n_words)}
+    heads["what"] = torch.nn.Conv2d(96, shapes + colours, 1)
+    heads = torch.nn.ModuleDict(heads).to(DEVICE)
+    stage = Stage("clip", steps, 2e-3, {"clip": clip, "heads": heads}, warmup=400)
     names, coloured = list(toyworld.ATTRIBUTES), batch // 2
     questions = [toyworld.question(name, word) for name in names for word in toyworld.ATTRIBUTES[name]]
+    captions, words, images, classes = renders()
+    words = {name: np.array([[*toyworld.ATTRIBUTES[name], ""].index(w) for w in words[name]]) for name in names}
+    padded = dict(return_tensors="pt", padding="max_length", max_length=TEXT_LENGTH)
+    asking, saying = (tokenizer(texts, **padded).to(DEVICE) for texts in (questions, captions))
+
+    @torch.compile(dynamic=False)
+    def forward(pixels, ids, attention):
+        seen = clip.vision_model(pixel_values=pixels, output_hidden_states=True)
+        patches = next(x for x in seen.hidden_states[::-1] if x.shape[-1] == 8)
+        said = clip.text_model(input_ids=ids, attention_mask=attention).pooler_output
+        words = heads["words"](seen.pooler_output)
+        seen, said = clip.visual_projection(seen.pooler_output), clip.text_projection(said)
+        return seen, said, heads["where"](patches), heads["what"](patches), words
 
     def loss_of(share):
-        scenes, images, masks = scenes_as_tensors(batch, seed=stage.step)
-        images[coloured:] = greyed(images[coloured:], masks[coloured:])
-        images = (images + 0.03 * torch.randn_like(images) * torch.rand(batch, 1, 1, 1, device=DEVICE)).clamp(-1, 1)
-        texts = questions + [toyworld.caption(s) for s in scenes]
-        tokens = processor.tokenizer(texts, return_tensors="pt", padding="max_length", max_length=24).to(DEVICE)
+        rows = torch.randint(len(images), (batch,)).numpy()
+        pixels = as_pixels(images[rows])
+        pixels[coloured:] = pixels[coloured:].mean(1, keepdim=True)
+        blur = 0.03 * torch.randn_like(pixels) * torch.rand(batch, 1, 1, 1, device=DEVICE)
+        pixels = (pixels + blur).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
+        ids, attention = (torch.cat([asking[k], saying[k][rows[:coloured]]]) for k in ("input_ids", "attention_mask"))
         with bf16():
-            out = forward(pixel_values=images, **tokens)
-            where = heads["where"](out.vision_model_output.last_hidden_state[:, 1:]).float().squeeze(-1)
-            drawn = heads["outline"](out.vision_model_output.pooler_output).float()
-            framed = heads["box"](out.vision_model_output.pooler_output).float()
-        logits = out.logits_per_image.float()  # batch, questions + captions
-        whole = logits[:coloured, len(questions) : len(questions) + coloured]
+            seen, said, where, what, direct = forward(pixels, ids, attention)
+        seen, said = (F.normalize(x.float(), dim=-1) for x in (seen, said))
+        logits = clip.logit_scale.exp() * seen @ said.T  # batch, questions + captions
+        whole = logits[:coloured, len(questions) :]
         target = torch.arange(coloured, device=DEVICE)
         loss, at = 0.25 * (F.cross_entropy(whole, target) + F.cross_entropy(whole.T, target)), 0
-        share = F.avg_pool2d(masks[:, None].float(), 12).flatten(1)  # of each patch
-        loss = loss + 5 * F.binary_cross_entropy_with_logits(where, share)
-        cut, boxes = outlines(masks)
-        loss = loss + 5 * F.binary_cross_entropy_with_logits(drawn, cut) + 5 * F.mse_loss(framed, boxes)
+        masks = F.one_hot(torch.from_numpy(classes[rows]).long(), 4)[..., 1:].permute(0, 3, 1, 2).float().to(DEVICE)
+        share = F.adaptive_avg_pool2d(masks, where.shape[-2:])  # of each patch, B 3 8 8
+        loss = loss + 5 * F.binary_cross_entropy_with_logits(where.float(), share)
+        thing = torch.where(share[:, :2].amax(1) > 0.5, share[:, :2].argmax(1), 2).flatten(1)  # B 64; 2 is neither
+        for part, kind in ((what[:, :shapes], "shape"), (what[:coloured, shapes:], "colour")):
+            both = [torch.from_numpy(words[name][rows][: len(part)]) for name in (kind, f"companion_{kind}")]
+            both = torch.stack([*both, torch.full_like(both[0], part.shape[1])], 1).clamp_max(part.shape[1]).to(DEVICE)
+            answer = both.gather(1, thing[: len(part)])
+            loss = loss + 2 * F.cross_entropy(part.flatten(2).float(), answer, ignore_index=part.shape[1])
         for name in names:
-            words = toyworld.ATTRIBUTES[name]
-            answer = torch.tensor([words.index(getattr(s, name)) for s in scenes], device=DEVICE)
-            rows = coloured if name in ("colour", "background") else batch
-            part = F.cross_entropy(logits[:rows, at : at + len(words)], answer[:rows])
-            loss = loss + part * (3 if name == "shape" else 1)
-            at += len(words)
+            n, answer = len(toyworld.ATTRIBUTES[name]), torch.from_numpy(words[name][rows]).to(DEVICE)
+            if name in ("colour", "ground", "companion_colour"):
+                answer[coloured:] = n  # no colour is asked of a grey image
+            asked = answer < n
+            part = F.cross_entropy(logits[:, at : at + n][asked], answer[asked])
+            part = part + F.cross_entropy(direct[:, at : at + n][asked].float(), answer[asked])
+            loss, at = loss + part * (3 if name in ("shape", "companion_shape") else 1), at + n
         return loss
 
     loss = stage.run(loss_of)
     clip.half().save_pretrained(HERE / "clip")
+    tokenizer.save_pretrained(HERE / "clip")
     processor.save_pretrained(HERE / "clip")
-    note("clip", minutes=minutes, steps=stage.step, samples=stage.step * batch, loss=loss)
+    note("clip", steps=stage.step, samples=stage.step * batch, loss=loss)
 
 
-def train_segmenter(minutes, warm=False, batch=16):
+def train_segmenter(steps, warm=False, batch=16):
     config = SegformerConfig(
         num_encoder_blocks=3,
         depths=[1, 1, 1],
@@ -619,33 +625,31 @@ def train_segmenter(minutes, warm=False, batch=16):
         decoder_hidden_size=48,
         drop_path_rate=0.0,
         classifier_dropout_prob=0.0,
-        num_labels=2,
-        id2label={0: "background", 1: "subject"},
-        label2id={"background": 0, "subject": 1},
+        num_labels=4,
+        id2label=dict(enumerate(("background", *PARTS))),
+        label2id={name: i for i, name in enumerate(("background", *PARTS))},
     )
     model = SegformerForSemanticSegmentation(config).to(DEVICE)
-    if warm:
-        model = SegformerForSemanticSegmentation.from_pretrained(HERE / "segmenter", dtype=torch.float32).to(DEVICE)
-    stage = Stage("segmenter", minutes, 1e-3, {"segmenter": model}, warmup=200)
+    stage = Stage("segmenter", steps, 1e-3, {"segmenter": model}, warmup=200)
+    _, _, images, classes = renders()
 
     def loss_of(share):
-        _, images, masks = scenes_as_tensors(batch, seed=stage.step)
+        rows = torch.randint(len(images), (batch,)).numpy()
         with bf16():
-            logits = model(pixel_values=images).logits.float()
-        logits = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False)
-        return F.cross_entropy(logits, masks.long(), weight=torch.tensor([1.0, 2.0], device=DEVICE))
+            logits = model(pixel_values=as_pixels(images[rows])).logits.float()
+        logits = F.interpolate(logits, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+        return F.cross_entropy(logits, torch.from_numpy(classes[rows]).long().to(DEVICE))
 
     loss = stage.run(loss_of)
-    with torch.no_grad():
-        model.decode_head.classifier.bias[0] += math.log(2)  # undo the class weight
     model.half().save_pretrained(HERE / "segmenter")
     size = {"height": SIZE, "width": SIZE}
     SegformerImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(HERE / "segmenter")
-    note("segmenter", minutes=minutes, steps=stage.step, samples=stage.step * batch, loss=loss)
+    note("segmenter", steps=stage.step, samples=stage.step * batch, loss=loss)
 
 
 def note(stage, **figures):
-    """Keep a stage's figures in data/toy/training.json."""
+    """Keep a stage's figures in training.json beside its result."""
+    HERE.mkdir(parents=True, exist_ok=True)
     path = HERE / "training.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     known[stage] = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()} | {
@@ -661,10 +665,12 @@ if __name__ == "__main__":
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=stages)
-    parser.add_argument("--minutes", type=float, required=True, help="budget of the stage over all its runs")
-    parser.add_argument("--warm", action="store_true", help="start from the published weights in data/toy")
+    parser.add_argument("--steps", type=int, required=True, help="planned steps of the stage, over all its runs")
+    parser.add_argument("--seed", type=int, default=0, help="of klein: another training, whose channels are recorded")
+    parser.add_argument("--warm", action="store_true", help="start from the published weights, where shapes fit")
     arguments = parser.parse_args()
-    torch.manual_seed(0)
+    torch.manual_seed(arguments.seed)
     if WORLD > 1:
         dist.init_process_group("gloo")
-    stages[arguments.stage](arguments.minutes, arguments.warm)
+    seed = {"seed": arguments.seed} if arguments.stage == "klein" else {}
+    stages[arguments.stage](arguments.steps, arguments.warm, **seed)

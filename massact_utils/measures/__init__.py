@@ -1,7 +1,8 @@
 """Measures: what numbers are made of.
 
-metrics (images and prompts to numbers), readout (ToyWorld's own evaluators), masks, references, stability, transfer,
-linear (read-out), evidence (intervals and verdicts). May import: models, probes, toyworld.
+metrics (images and prompts to numbers), readout (ToyWorld's own evaluators), masks, sites and company (of masks),
+baselines, references, stability, transfer, linear (read-out), evidence (intervals and verdicts). May import: models,
+probes, toyworld.
 """
 
 import lazy_loader

@@ -1,6 +1,8 @@
-from . import evidence, linear, masks, metrics, readout, references, sites, stability, transfer
+from . import baselines, company, evidence, linear, masks, metrics, readout, references, sites, stability, transfer
 
 __all__ = [
+    "baselines",
+    "company",
     "evidence",
     "linear",
     "masks",

@@ -72,6 +72,29 @@ def verdict(low: float | None, high: float | None, threshold: float, side: str =
     return "holds" if (low > threshold) == (side == "above") else "contradicted"
 
 
+def written(a, b=None) -> str:
+    """The mean of a, or of a - b, and its interval, as `paired_interval` has them.
+
+    >>> written([3, 4, 5], [1, 2, 3])
+    '2.00 (2.00 to 2.00)'
+    """
+    return "{:.2f} ({:.2f} to {:.2f})".format(*(round(x, 2) + 0.0 for x in paired_interval(a, b)))
+
+
+def sentence(name: str, other: str, a, b) -> str:
+    """What the interval of a - b says of two sets of scores, in one sentence, whatever it is.
+
+    >>> sentence("top", "outside", [3, 4, 5], [1, 2, 3])
+    'top lies above outside by 2.00 (2.00 to 2.00).'
+    """
+    mean, low, high = paired_interval(a, b)
+    found = verdict(low, high, 0)
+    if found == "undecided":
+        return f"{name} is not told apart from {other}: {written(a, b)}."
+    first, second = (a, b) if mean > 0 else (b, a)
+    return f"{name} lies {'above' if mean > 0 else 'below'} {other} by {written(first, second)}."
+
+
 def needed(values, threshold: float = 0.0) -> float:
     """How many prompts would decide, were their mean and spread those seen here; inf where no number would.
 

@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 import xarray as xr
-from scipy.optimize import linear_sum_assignment
 from skimage.transform import resize_local_mean
 
 from ..probes.record import Record
@@ -154,40 +153,6 @@ def typical(masks) -> np.ndarray:
     mean = masks.mean(0)
     cuts = [mean >= level for level in np.unique(mean[mean > 0])] or [mean > 0]
     return max(cuts, key=lambda cut: np.nan_to_num(iou(np.broadcast_to(cut, masks.shape), masks), nan=1.0).mean())
-
-
-def parted(tokens, n: int, grid: tuple[int, int], *, seed: int = 0) -> np.ndarray:
-    """K-means with n clusters of each image's tokens (image, N, K), channels brought to their range: (image, H, W) int.
-
-    `token_masks` is for two clusters, and for many sites; here scikit-learn's best of four starts is taken.
-    """
-    from sklearn.cluster import KMeans
-
-    tokens = np.asarray(tokens, np.float32)
-    low, high = tokens.min(1, keepdims=True), tokens.max(1, keepdims=True)
-    means = KMeans(n, n_init=4, random_state=seed)
-    labels = [means.fit_predict(x) for x in (tokens - low) / np.where(high > low, high - low, 1)]
-    return np.stack(labels).reshape(-1, *grid)
-
-
-def separated(labels, things) -> np.ndarray:
-    """IoU of things with clusters of their own: labels (image, H, W) int, things (image, T, H, W) -> (image, T).
-
-    Each thing that is in an image gets one cluster, no two the same, so that the sum of overlaps is largest. One that
-    is left without has 0, and one that is not there nan.
-
-    >>> separated([[[0, 0, 1, 2]]], [[[[True, True, False, False]], [[False, False, True, True]]]]).tolist()
-    [[1.0, 0.5]]
-    """
-    things = np.asarray(things, bool)
-    found = np.where(things.any((2, 3)), 0.0, np.nan)
-    for i, image in enumerate(np.asarray(labels)):
-        there = np.flatnonzero(things[i].any((1, 2)))
-        parts = [image == label for label in np.unique(image)]
-        table = np.array([[iou(part, thing) for part in parts] for thing in things[i, there]]).reshape(-1, len(parts))
-        rows, columns = linear_sum_assignment(-table)
-        found[i, there[rows]] = table[rows, columns]
-    return found
 
 
 def trivial_masks(grid: tuple[int, int]) -> dict[str, np.ndarray]:

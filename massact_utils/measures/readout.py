@@ -6,12 +6,23 @@ They know the words and shapes of ToyWorld alone; what serves any model is in `m
 import numpy as np
 import pandas as pd
 import torch
+from scipy.ndimage import binary_erosion
 from transformers import SegformerForSemanticSegmentation
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from .. import toyworld
 from ..models.load import quiet
 from .metrics import batches, check_pairs, chosen_device, encoder, evaluator, toy
+
+# Words that are read. The companion is left out: the CLIP sees it too small to tell its shape.
+WORDS = {name: words for name, words in toyworld.ATTRIBUTES.items() if not name.startswith("companion")}
+
+
+OF = {  # what a word is about
+    "subject's words": ["shape", "colour", "size", "place"],
+    "ground's words": ["ground", "pattern"],
+    "light and style": ["light", "style"],
+}
 
 
 @evaluator
@@ -23,13 +34,22 @@ def _segmenter(device: str):
 
 
 def attributes_right(images, prompts, *, device=None) -> pd.DataFrame:
-    """Which of the six attributes of a ToyWorld caption each image shows: one row an image, one bool column each.
+    """Whether each image shows what its ToyWorld caption says: one row an image, one column an attribute, 1 or 0, and
+    nan where the caption leaves the attribute open.
 
     Read by `read_attributes`. Raises ValueError for prompts that are not ToyWorld captions.
     """
     check_pairs(images, prompts)
-    said = pd.DataFrame([vars(toyworld.parse(prompt)) for prompt in prompts])
-    return read_attributes(images, device=device)[list(said)] == said
+    said = pd.DataFrame([vars(toyworld.parse(prompt)) for prompt in prompts])[list(WORDS)]
+    right = read_attributes(images, device=device)[list(said)] == said
+    return right.astype(float).where(said.notna())
+
+
+def by_subject(right: pd.DataFrame) -> pd.DataFrame:
+    """Share of the words that is right, of the subject, of the ground, of light and style (`OF`): the columns of
+    `attributes_right` -> a row an image, 0 to 1. Counted are the words that the caption names; nan where it names none.
+    """
+    return pd.DataFrame({name: right[words].mean(axis=1) for name, words in OF.items()})
 
 
 @torch.no_grad()
@@ -38,16 +58,16 @@ def read_attributes(images, *, device=None) -> pd.DataFrame:
 
     `images`: PIL images or arrays (H, W, 3) uint8. Each attribute is the best of its zero-shot prompts
     (`toyworld.question`); confidence is the softmax probability of the answer, at its lowest over the attributes.
-    Raises ValueError for no images, FileNotFoundError when the evaluator is not there.
+    The companion is not read. Raises ValueError for no images, FileNotFoundError when the evaluator is not there.
     """
     model, processor, tokenizer = encoder("toy", chosen_device(device))
-    prompts = [toyworld.question(name, word) for name, words in toyworld.ATTRIBUTES.items() for word in words]
+    prompts = [toyworld.question(name, word) for name, words in WORDS.items() for word in words]
     text = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
     frames = []
     for part in batches(images):
         pixels = processor(part, return_tensors="pt").to(model.device)
         logits, at, answers, sure = model(**text, **pixels).logits_per_image.cpu(), 0, {}, []  # B prompts
-        for name, words in toyworld.ATTRIBUTES.items():
+        for name, words in WORDS.items():
             probability, best = logits[:, at : at + len(words)].softmax(-1).max(-1)
             answers[name] = [words[i] for i in best.tolist()]
             sure.append(probability)
@@ -57,15 +77,37 @@ def read_attributes(images, *, device=None) -> pd.DataFrame:
 
 
 @torch.no_grad()
-def segment(images, *, device=None) -> np.ndarray:
-    """The subject's mask in each image by the ToyWorld segmenter: (B, H, W) bool, at the images' own size.
+def segment(images, *, device=None) -> dict[str, np.ndarray]:
+    """The masks of subject, companion and shadow in each image by the ToyWorld segmenter: name -> (B, H, W) bool, at
+    the images' own size; no two of them meet.
 
     Raises ValueError for no images, FileNotFoundError when the evaluator is not there.
     """
     model, processor = _segmenter(chosen_device(device))
-    masks = []
+    classes = []
     for part in batches(images):
-        logits = model(**processor(part, return_tensors="pt").to(model.device)).logits  # B 2 h w
+        logits = model(**processor(part, return_tensors="pt").to(model.device)).logits  # B 4 h w
         logits = torch.nn.functional.interpolate(logits, size=part[0].shape[:2], mode="bilinear", align_corners=False)
-        masks.append((logits[:, 1] > logits[:, 0]).cpu().numpy())
-    return np.concatenate(masks)
+        classes.append(logits.argmax(1).cpu().numpy())
+    classes = np.concatenate(classes)
+    return {name: classes == i for i, name in model.config.id2label.items() if name != "background"}
+
+
+def lit_from(images, masks) -> list[str]:
+    """The light of ToyWorld, "left", "right" or "above", in which each subject is drawn: the side to which its pixels
+    get brighter, as the slope of a plane fitted to them. "" where the mask (B, H, W) is smaller than 16 pixels.
+
+    No evaluator is asked: it is a second opinion on the CLIP's "light", and of the subject alone.
+    """
+    rays = {name: np.array(ray) / np.hypot(*ray) for name, ray in toyworld.LIGHTS.items()}
+    out = []
+    for image, mask in zip(images, masks, strict=True):
+        inner = binary_erosion(mask, iterations=max(1, len(mask) // 32))  # without outline and soft border
+        y, x = np.nonzero(inner if inner.sum() >= 16 else mask)
+        if len(y) < 16:
+            out.append("")
+            continue
+        bright = np.asarray(image, float).sum(-1)[y, x]
+        slope = np.linalg.lstsq(np.stack([x, y, np.ones(len(x))], 1), bright, rcond=None)[0][:2]
+        out.append(max(rays, key=lambda name: -(slope @ rays[name])))
+    return out

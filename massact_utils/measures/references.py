@@ -39,7 +39,7 @@ def subject_masks(
     if not images:
         raise ValueError("no images to look for subjects in")
     if model == "toy":
-        return readout.segment(images)
+        return readout.segment(images)["subject"]
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network, processor = _load(str(model), revision, trust_remote_code, device)
     wanted = None if processor is None else _wanted(network.config.id2label, labels, model)

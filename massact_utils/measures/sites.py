@@ -8,7 +8,9 @@ A table is what `masks.overlaps` gives, (image, rule, arm, layer, step), with a 
 import numpy as np
 import xarray as xr
 
-from .masks import POLARITIES
+from ..probes.record import Record
+from .evidence import paired_interval
+from .masks import POLARITIES, token_masks
 
 SITE = ("arm", "rule", "layer", "step")
 
@@ -60,3 +62,21 @@ def over_steps(table: xr.DataArray, arms, rules=POLARITIES) -> xr.DataArray:
     lines = [reported(table, best(table, arms, rules, [step])) for step in table.step.values]
     lines = [line.mean("draw") if "draw" in line.dims else line for line in lines]
     return xr.concat(lines, "step", coords="minimal", compat="override").assign_coords(step=table.step.values)
+
+
+def first_above(line: xr.DataArray, other: xr.DataArray) -> float | None:
+    """The first step at which a line (step, images) surely lies above another, by its 95 % interval; None: at none."""
+    for i, step in enumerate(line.step.values):
+        if paired_interval(line.isel(step=i, drop=True), other.isel(step=i, drop=True))[1] > 0:
+            return step.item()
+    return None
+
+
+def drawn(files, site: dict, **how) -> np.ndarray:
+    """The masks at a site, as from `best`, of all images recorded in some files: (image, H, W) bool.
+
+    `how` are `token_masks`' other arguments, as in ranks=range(12) or method="border". Files are read one after the
+    other, so that one is in memory at a time. Raises what `token_masks` raises: ValueError for the rule "oracle".
+    """
+    where = dict(layer=site["layer"], step=site["step"], polarity=site["rule"])
+    return np.concatenate([token_masks(Record.load(file), **where, **how)[0] for file in files])

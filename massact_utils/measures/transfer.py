@@ -1,59 +1,96 @@
-"""Transfer: how far a subject became the source's (gain), and how much of the rest stayed the target's (keep)."""
+"""Transfer: how far a subject became the source's (gain), how much of the ground stayed the target's (keep), and
+whether the picture still is one (coherent).
+"""
+
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from .. import toyworld
-from . import metrics, readout
+from . import metrics, perceptual, readout
 
-SUBJECT = ("size", "colour", "shape")
+SUBJECT, GROUND, WHOLE = ("size", "colour", "shape"), ("ground", "pattern"), ("light", "style")
+
+
+def asked(source: str, target: str) -> str:
+    """The ToyWorld caption that asks for the exchange in words: the target's with the source's subject.
+
+    >>> asked("a red star on a blue plain ground", "a cyan ring at the left on a white striped ground")
+    'a red star at the left on a white striped ground'
+    """
+    words = vars(toyworld.parse(source))
+    return toyworld.caption(replace(toyworld.parse(target), **{name: words[name] for name in SUBJECT if words[name]}))
 
 
 def measure(images, captions, pictures, masks, *, others, exact: bool, evaluator: str = "toy") -> pd.DataFrame:
-    """Gain, keep, net and read of images, a table with a row an image; net, gain + keep - 1, is 0 for an untouched
-    target and for the source itself, and 1 for a perfect exchange.
+    """What transport did to images, a table with a row an image.
 
-    `captions` and `pictures` are (sources, targets), texts and intact images. With `exact` all columns of
-    `by_attributes`; "gain by features" and "keep by features" are there in any case (`by_features`).
+    `captions` and `pictures` are (sources, targets), texts and intact images; `masks` (B, H, W) are where something was
+    to change. With `exact` the columns are those of `by_attributes`, else those of `by_features` with exchange = gain +
+    keep - 1, which pasting is not caught by. "gain by features" and "keep by features" are there in any case, and
+    detail: the perceptual distance to the target outside the mask, 0 where nothing changed there.
     """
     table = by_features(images, *pictures, masks, captions, others=others, evaluator=evaluator)
     table[["gain by features", "keep by features"]] = table[["gain", "keep"]]
+    table["exchange"] = table.gain + table.keep - 1
+    outside = blended(images, pictures[1], masks)
+    table["detail"] = perceptual.distance(outside, pictures[1], evaluator=evaluator)
     if exact:
-        read = by_attributes(images, *captions)
+        read = by_attributes(images, *captions, pictures[1])
         table[read.columns] = read
-    return table.assign(net=table.gain + table.keep - 1)
+    return table
 
 
-def by_attributes(images, sources, targets, *, sure: float = 0.5) -> pd.DataFrame:
+def by_attributes(images, sources, targets, pictures, *, sure: float = 0.5) -> pd.DataFrame:
     """What images between ToyWorld captions (source and target of each) show of the two: one row an image, 0 to 1.
 
-    Counted are the words alone in which the captions differ. Gain is the share of the subject's size, colour and shape
-    that is read as the source's, stays the share read as the target's. Keep is the share of all other words that is
-    read as the target's, along the share read as the source's. So the source itself has gain 1 and keep 0, the target
-    gain 0 and keep 1. Read is whether the evaluator is `sure` of every word. Raises ValueError for captions that are
-    not ToyWorld's, and for two that leave nothing to gain or nothing to keep.
+    Counted are the words alone that both captions fix and in which they differ; the companion is left out.
+
+    - gain: share of the subject's size, colour and shape that is read as the source's; stays: as the target's.
+    - keep: share of ground and pattern that is read as the target's; along: as the source's.
+    - place: whether the subject is read to be at the target's place; nan where the places do not differ.
+    - whole: whether light and style are both read as on the untouched target (`pictures`); lit: whether the subject's
+      own pixels are lit from the same side (`readout.lit_from`); coherent: 1 where all of this is so, else 0.
+    - exchange = gain * keep * coherent: 1 for the source's subject drawn into the target's picture; 0 for the source,
+      for the target, and about 0 where a subject is pasted, since it brings its own light and style.
+    - read: whether the evaluator is `sure` of every word.
+
+    Raises ValueError for captions that are not ToyWorld's, and for two that leave nothing to gain or to keep.
     """
-    seen = readout.read_attributes(images)
+    seen, lit = _looked_at(images)
+    intact, was_lit = _looked_at(pictures)
     rows = []
-    for (_, words), source, target in zip(seen.iterrows(), sources, targets, strict=True):
-        a, b = vars(toyworld.parse(source)), vars(toyworld.parse(target))
-        differ = [name for name in a if a[name] != b[name]]
-        new, old = [n for n in differ if n in SUBJECT], [n for n in differ if n not in SUBJECT]
+    for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        a, b, words = vars(toyworld.parse(source)), vars(toyworld.parse(target)), seen.iloc[i]
+        differ = [name for name in a if None not in (a[name], b[name]) and a[name] != b[name]]
+        new, old = ([name for name in differ if name in part] for part in (SUBJECT, GROUND))
         for what, names in (("gain", new), ("keep", old)):
             if not names:
-                part = "subjects" if what == "gain" else "scenes"
+                part = "subjects" if what == "gain" else "grounds"
                 raise ValueError(f"the {part} of {source!r} and {target!r} do not differ: there is nothing to {what}")
-        rows.append(
-            {
-                "gain": np.mean([words[name] == a[name] for name in new]),
-                "stays": np.mean([words[name] == b[name] for name in new]),
-                "keep": np.mean([words[name] == b[name] for name in old]),
-                "along": np.mean([words[name] == a[name] for name in old]),
-                "read": float(words.confidence >= sure),
-            }
-        )
+        row = {
+            "gain": np.mean([words[name] == a[name] for name in new]),
+            "stays": np.mean([words[name] == b[name] for name in new]),
+            "keep": np.mean([words[name] == b[name] for name in old]),
+            "along": np.mean([words[name] == a[name] for name in old]),
+            "place": float(words.place == b["place"]) if "place" in differ else np.nan,
+            "whole": float(all(words[name] == intact[name].iloc[i] for name in WHOLE)),
+            "lit": float(lit[i] == was_lit[i]),
+            "read": float(words.confidence >= sure),
+        }
+        row["coherent"] = row["whole"] * row["lit"]
+        rows.append(row | {"exchange": row["gain"] * row["keep"] * row["coherent"]})
     return pd.DataFrame(rows)
+
+
+def _looked_at(images) -> tuple[pd.DataFrame, list[str]]:
+    """The words read off images, and the side from which the subject of each is lit; equal ones are looked at once."""
+    distinct = {id(image): image for image in images}
+    at, some = [list(distinct).index(id(image)) for image in images], list(distinct.values())
+    lit = readout.lit_from(some, readout.segment(some)["subject"])
+    return readout.read_attributes(some).iloc[at].reset_index(drop=True), [lit[i] for i in at]
 
 
 def by_features(images, sources, targets, masks, captions, *, others, evaluator: str = "toy", device=None):
@@ -74,6 +111,16 @@ def by_features(images, sources, targets, masks, captions, *, others, evaluator:
     chance = (metrics.image_features(targets, **options) @ foreign).numpy()
     read = ~metrics.collapsed(images, aligned, chance)
     return pd.DataFrame({"gain": gain, "keep": keep, "read": read.astype(float)})
+
+
+def moved(images, ways, grid) -> list:
+    """Images moved by tokens (down, right) of a grid (H, W), one pair for each; grey where nothing comes."""
+    out = []
+    for image, (down, right) in zip(images, ways, strict=True):
+        width, height = image.size
+        by = (1, 0, -right * width / grid[1], 0, 1, -down * height / grid[0])
+        out.append(image.transform(image.size, Image.Transform.AFFINE, by, fillcolor=(127, 127, 127)))
+    return out
 
 
 def blended(images, sources, masks, strength=1.0) -> list:

@@ -47,23 +47,42 @@ class Cost:
         return "\n".join(lines)
 
 
-def cost(pipe, images, *probes, written=None, at_once: int = 1, layers=None, steps=None, **call) -> Cost:
+def cost(
+    pipe,
+    images,
+    *probes,
+    written=None,
+    at_once: int = 1,
+    seen: int | None = None,
+    shown: int = 0,
+    layers=None,
+    steps=None,
+    **call,
+) -> Cost:
     """What it takes to generate images: `images` of one loop, or a list with those of several, `at_once` together.
 
     One image is begun and left after its first step, so that steps, guidance and token grid are the pipeline's own and
     not a guess; nothing is kept of it. `probes`, `layers` and `steps` are those of `attach`; counted are ChannelStats
     and Record, and any probe with a method `bytes_of(images, sites, tokens)`. `written` are those whose results go to
-    disk, by default all. `call` goes to `generate`. What time an image takes shows at the first batch: `Run.pending`
-    has a bar with the time left. Raises ValueError for counts below 1, and what `generate` and `attach` raise.
+    disk, by default all. `seen` are the rows that the probes see at once, where those are not all that are generated;
+    `shown` are batches of pictures that `noised_source` shows, which make no images; they run without guidance, unless
+    `call` has a scale of it. `call` goes to `generate`. What time an image takes shows at the first batch:
+    `Run.pending` has a bar with the time left. Raises ValueError for counts below 1, and what `generate` and `attach`
+    raise.
     """
     loops = [images] if isinstance(images, int) else list(images)
     if at_once < 1 or not loops or min(loops) < 1:
         raise ValueError(f"images {images!r}, {at_once} at once; give at least one of each")
+    if shown < 0 or (seen is not None and seen < 1):
+        raise ValueError(f"seen = {seen} rows, shown = {shown} batches; give 1 row or more, and 0 batches or more")
     together, known = min(at_once, max(loops)), blocks(pipe)
-    with _first_step(pipe) as seen:
+    with _first_step(pipe) as first:
         generate(pipe, [_prompt(pipe)], **call)
-    sites = len(pick("layer", layers, len(known))) * len(pick("step", steps, seen["steps"]))
-    tokens = seen["like"].expand(1, prod(seen["grid"]), max(block.width for block in known))  # without memory
+    sites = len(pick("layer", layers, len(known))) * len(pick("step", steps, first["steps"]))
+    tokens = first["like"].expand(1, prod(first["grid"]), max(block.width for block in known))  # without memory
+
+    guided = first["calls"] if call.keys() & {"guidance_scale", "true_cfg_scale"} else 1  # as in noised_source
+    calls = sum(-(-loop // at_once) for loop in loops) * first["calls"] + shown * guided
 
     def kept(some, n):
         return sum(probe.bytes_of(n, sites, tokens) for probe in some if hasattr(probe, "bytes_of"))
@@ -71,13 +90,13 @@ def cost(pipe, images, *probes, written=None, at_once: int = 1, layers=None, ste
     return Cost(
         images=sum(loops),
         at_once=together,
-        steps=seen["steps"],
-        forwards=sum(-(-loop // at_once) for loop in loops) * seen["steps"] * seen["calls"],
-        grid=seen["grid"],
+        steps=first["steps"],
+        forwards=calls * first["steps"],
+        grid=first["grid"],
         weights=weights(pipe),
-        device=kept(probes, together),
+        device=kept(probes, seen or together),
         disk=kept(probes if written is None else written, sum(loops)),
-        working=seen["working"],
+        working=first["working"],
     )
 
 

@@ -127,27 +127,44 @@ def noised(pipe, images, steps=None):
 
 
 class Trajectory:
-    """A pipeline's `callback_on_step_end` that keeps the latents after every step: `latents[step]` (B, ...)."""
+    """A pipeline's `callback_on_step_end` that keeps the latents after every step, `latents[step]` (B, ...), and the
+    text embeddings of the rows, `prompts` (B, ...), where the pipeline hands them over (see `handed`).
+    """
 
     def __init__(self):
-        self.latents = {}
+        self.latents, self.prompts = {}, None
 
     def __call__(self, pipe, step, timestep, kept):
         self.latents[step] = kept["latents"].clone()
+        if "prompt_embeds" in kept:
+            self.prompts = kept["prompt_embeds"][-len(kept["latents"]) :]  # guidance may put its own rows first
         return {}
 
 
-def blend(trajectory: Trajectory, weight, rows):
+def handed(pipe) -> list[str]:
+    """What a pipeline hands to a `callback_on_step_end` that blends latents or swaps captions; [] for one that takes no
+    callback.
+
+    Text embeddings are among it where every caption has as many tokens, without a mask: only there can they be swapped.
+    """
+    names = getattr(pipe, "_callback_tensor_inputs", [])
+    masked = any("prompt" in name and "mask" in name for name in inspect.signature(type(pipe).__call__).parameters)
+    return [name for name in names if name == "latents" or (name == "prompt_embeds" and not masked)]
+
+
+def blend(trajectory: Trajectory, weight, rows, steps=None):
     """A `callback_on_step_end` that moves latents x of row i to x + weight[i] * (source - x): a control of transport.
 
     The source is row rows[i] of the trajectory at the same step (None: the row is left alone); `weight` (B, H, W) from
-    0 to 1 is on the tokens' grid. This is blended latent diffusion (arXiv 2206.02779) with a generated source. Raises
-    KeyError for a step the trajectory does not have.
+    0 to 1 is on the tokens' grid; `steps` are those after which it happens, None all. This is blended latent diffusion
+    (arXiv 2206.02779) with a generated source. Raises KeyError for a step the trajectory does not have.
     """
     weight, live = torch.as_tensor(np.asarray(weight, np.float32)), [i for i, row in enumerate(rows) if row is not None]
 
     def callback(pipe, step, timestep, kept):
         latents = kept["latents"]
+        if steps is not None and step not in steps:
+            return {}
         mine, theirs = latents[live], trajectory.latents[step][[rows[i] for i in live]]
         share = weight[live].to(latents)  # rows H W
         if latents.ndim == 3:
@@ -158,5 +175,40 @@ def blend(trajectory: Trajectory, weight, rows):
         mixed = latents.clone()
         mixed[live] = torch.lerp(mine, theirs.to(mine), share)
         return {"latents": mixed}
+
+    return callback
+
+
+def swap(trajectory: Trajectory, own, other, steps):
+    """A `callback_on_step_end` that swaps captions in a part of the schedule: a control of transport.
+
+    Row i has the caption of the trajectory's row other[i] in `steps`, and that of its row own[i] in all others (None:
+    the row is left alone). The first step's is what the pipeline is called with. Raises ValueError where the embeddings
+    do not fit.
+    """
+    live = [i for i, row in enumerate(own) if row is not None]
+
+    def callback(pipe, step, timestep, kept):
+        embeds, known = kept["prompt_embeds"].clone(), trajectory.prompts
+        if known is None or known.shape[1:] != embeds.shape[1:]:
+            raise ValueError(
+                f"captions of the form {tuple(embeds.shape[1:])} cannot be swapped for "
+                f"{None if known is None else tuple(known.shape[1:])}; see `handed`, and keep both in one Trajectory"
+            )
+        first, rows = len(embeds) - len(own), other if step + 1 in steps else own
+        embeds[[first + i for i in live]] = known[[rows[i] for i in live]].to(embeds)
+        return {"prompt_embeds": embeds}
+
+    return callback
+
+
+def chain(callbacks):
+    """One `callback_on_step_end` of several: each sees what those before it changed."""
+
+    def callback(pipe, step, timestep, kept):
+        changed = {}
+        for each in callbacks:
+            changed |= each(pipe, step, timestep, kept | changed)
+        return changed
 
     return callback

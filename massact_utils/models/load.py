@@ -20,7 +20,7 @@ from .memory import check_room
 
 TOY = places.data("toy", "klein")
 
-TOY_CALL = dict(num_inference_steps=16, guidance_scale=3.0, height=96, width=96, max_sequence_length=24)
+TOY_CALL = dict(num_inference_steps=16, guidance_scale=3.0, height=96, width=96, max_sequence_length=30)
 MEGAPIXEL = dict(height=1024, width=1024)
 
 # name -> (Hub id or folder, what the pipeline is called with, as the model's card advises)

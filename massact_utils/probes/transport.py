@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, shift
 
 from ..models.latents import noised
 from ..models.load import defaults, quietly
@@ -185,12 +185,30 @@ def span(share, n: int) -> slice:
 def masks_of(source, target) -> dict[str, np.ndarray]:
     """Where to transport, from the subjects' masks (B, H, W) bool on the tokens' grid: names to masks (B, H, W).
 
-    The source's, the target's, their union, the union with a soft rim of about a token, and everywhere.
+    The source's, the target's, their union, the union with a soft rim of about a token, everywhere, and "moved": the
+    target's with the source's brought to its place (`way`).
     """
-    union = np.asarray(source, bool) | np.asarray(target, bool)
+    source, target = np.asarray(source, bool), np.asarray(target, bool)
+    union = source | target
     rim = gaussian_filter(union.astype(np.float32), (0, *[0.7] * (union.ndim - 1)))
     soft, full = np.maximum(union, rim), np.ones_like(union)
-    return {"source": source, "target": target, "union": union, "soft union": soft, "everywhere": full}
+    masks = {"source": source, "target": target, "union": union, "soft union": soft, "everywhere": full}
+    there = [shift(a, (*[0] * (a.ndim - 2), *way(a, b)), order=0) for a, b in zip(source, target, strict=True)]
+    return masks | {"moved": target | np.stack(there)}
+
+
+def way(source, target) -> tuple[int, int]:
+    """From the middle of one mask to another's, (..., H, W) bool: tokens (down, right), as `Transport(shift=...)` takes
+    them; (0, 0) where one is empty.
+
+    >>> way([[True, False], [False, False]], [[False, False], [False, True]])
+    (1, 1)
+    """
+    masks = [np.asarray(mask, bool) for mask in (source, target)]
+    if not all(mask.any() for mask in masks):
+        return 0, 0
+    a, b = (np.argwhere(mask).mean(0)[-2:] for mask in masks)
+    return tuple(round(float(step)) for step in b - a)
 
 
 def noised_source(pipe, image, *probes, prompt="", seed=0, layers=None, steps=None, **call):

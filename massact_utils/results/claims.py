@@ -30,6 +30,11 @@ HEADLINES = (  # the README's rows: the paper's three claims, then others that b
     "04.above-outside",
     "01.grows-toward-the-image",
 )
+BOXES = (  # what a notebook's box shows first, beside the README's rows
+    "05.no-modulation-peak",
+    "05.rotated-scalar-peak",
+    "05.weighted-code",
+)
 INTRODUCTION = """\
 A claim is a sentence with an owner, a measure and a threshold that stands before the computation. What is found is a
 mean over n prompts and its 95 % interval. The claim **holds** when the whole interval lies on the claimed side of the
@@ -159,10 +164,10 @@ def page(rows: list[dict]) -> str:
 def box(rows: list[dict], number: str) -> str:
     """What is known of a notebook's claims, as Markdown: three sentences, with numbers on every model and their source.
 
-    The three are the notebook's rows of HEADLINES, then the paper's claims, those of other papers, ours.
+    The three are the notebook's rows of HEADLINES and BOXES, then the paper's claims, those of other papers, ours.
     """
     mine = [row for row in rows if row["notebook"] == number]
-    place, owners = {id: i for i, id in enumerate(HEADLINES)}, {"paper": 0, "ours": 2}
+    place, owners = {id: i for i, id in enumerate(HEADLINES + BOXES)}, {"paper": 0, "ours": 2}
     order = sorted(mine, key=lambda row: (place.get(row["id"], len(place)), owners.get(row["owner"], 1), row["id"]))
     first = {row["sentence"] or row["id"]: row for row in reversed(order)}  # of claims in the same words the first
     lines = []

@@ -3,12 +3,13 @@
 docs/evidence/MODEL/ holds what the notebooks found at the size that decides, as docs/evidence/make.py leaves it:
 claims.json, provenance.json, and a folder of tables for each notebook. docs/claims.json holds what their default runs
 found, as far as no evidence covers it. Both together are the ledger, from which come the README's table, docs/ledger.md
-and the box at the top of every notebook.
+and the box at the top of every notebook. docs/first/ holds the picture below that box, of notebooks that save one.
 """
 
 import ast
 import json
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -19,20 +20,25 @@ ROOT = places.PACKAGE.parent
 DECIDE = ("toyworld.py", "prompts.py", "models", "probes", "measures")  # of the package: what numbers are made by
 TABLE = "<!-- results -->\n", "<!-- end of results -->"
 BOX = "<!-- verdict -->\n", "<!-- end of verdict -->"
+PICTURE = "first.png"  # in a folder of results: what its notebook shows below the box, as docs/first/NUMBER.png
 
 
 def digest(notebook: Path, parameters: dict) -> str:
     """A short name for what a notebook's numbers are made by.
 
     That is its code cells and `DECIDE` of the package, without docstrings, whole lines of comment and empty lines; the
-    values of all its parameters; and, where one of them is "toy", the files of the embedded model and its evaluators.
-    Not in it: text and outputs of the notebook, and how results are kept and shown (results/, show/).
+    values of all its parameters; where one of them is "toy", the files of the embedded model and its evaluators; and
+    the tables and code in a folder of data that a cell opens whole, as in `places.data("origins")`. Not in it: text and
+    outputs of the notebook, and how results are kept and shown (results/, show/).
     """
     cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
     cells = [cell for cell in cells if "parameters" not in cell["metadata"].get("tags", [])]
     code = [_code("".join(cell["source"])) for cell in cells]
     toy = _toy() if "toy" in parameters.values() else ""
-    return provenance.digest([code, _package(), provenance.public(parameters), toy])
+    opened = sorted(set(re.findall(r'places\.data\("(\w+)"\)', "\n".join(map("\n".join, code)))))
+    files = [file for folder in opened for file in sorted(places.data(folder).glob("*"))]
+    made = [provenance.content(file) for file in files if file.suffix in (".parquet", ".py", ".toml")]
+    return provenance.digest([code, _package(), provenance.public(parameters), toy, *made])
 
 
 def evidence(root: Path = ROOT) -> list[dict]:
@@ -58,7 +64,7 @@ def publish(folder=None, root: Path = ROOT) -> None:
     """Bring the default runs under a folder into docs/claims.json; then make README's table, page and boxes anew.
 
     What evidence covers is left out of docs/claims.json, so that every claim on a model stands in one file. A file in
-    which nothing changes is not written.
+    which nothing changes is not written. The newest first picture of every notebook goes to docs/first/.
     """
     import nbformat
 
@@ -77,6 +83,8 @@ def publish(folder=None, root: Path = ROOT) -> None:
             if cell.cell_type == "markdown" and BOX[0] in cell.source:
                 cell.source = filled(cell.source, BOX, claims.box(rows, path.stem[:2]))
         _write(path, nbformat.writes(notebook) + "\n")
+    if folder:
+        _pictures(Path(folder), root / "docs" / "first")
 
 
 def shown(rows: list[dict]) -> str:
@@ -175,6 +183,15 @@ def _package() -> str:
 @cache
 def _toy() -> str:
     return provenance.content(places.data("toy"))
+
+
+def _pictures(folder: Path, to: Path) -> None:
+    """Copy the newest first picture of every notebook under a folder; its number stands in the claims beside it."""
+    for file in sorted(folder.rglob(PICTURE), key=lambda file: file.stat().st_mtime_ns):
+        number = json.loads(file.with_name("claims.json").read_text())[0]["notebook"]
+        to.mkdir(parents=True, exist_ok=True)
+        with places.whole(to / f"{number}.png") as beside:
+            shutil.copyfile(file, beside)
 
 
 def _write(path: Path, text: str) -> None:

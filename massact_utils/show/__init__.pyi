@@ -1,8 +1,10 @@
-from . import controls, explorers, page, plots
+from . import controls, explorers, losses, outlines, page, plots
 
 __all__ = [
     "controls",
     "explorers",
+    "losses",
+    "outlines",
     "page",
     "plots",
 ]

@@ -129,6 +129,15 @@ def kept(folder) -> tuple:
     return "gallery", pictures, tuple(next(iter(told.values())))
 
 
+def named(**told) -> str:
+    """The file of a picture for `gallery`, in a folder of results, as `kept` reads it; commas in a value are left out.
+
+    >>> named(prompt=0, mode="zero, norm restored")
+    'explorer/prompt=0,mode=zero norm restored.webp'
+    """
+    return "explorer/" + ",".join(f"{name}={str(value).replace(',', '')}" for name, value in told.items()) + ".webp"
+
+
 def disruption(pipe, scores, prompt: str, *, seed: int = 0, **call):
     """Break it yourself: the image untouched and disrupted, live. `scores` (layer, channel) as for select_channels."""
     intact = generate(pipe, prompt, seeds=seed, **call)[0]
@@ -151,7 +160,7 @@ def disruption(pipe, scores, prompt: str, *, seed: int = 0, **call):
     )
 
 
-def transport(pipe, prompts, *, k: int = 24, layer: int = -2, seed: int = 0, **call):
+def transport(pipe, prompts, *, k: int = 12, layer: int = -2, seed: int = 0, **call):
     """Mix two prompts: source, target and the target with the source's massive channels, live, from the same noise."""
     steps = _steps(pipe, call)
 

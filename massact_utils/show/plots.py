@@ -8,6 +8,7 @@ from io import BytesIO
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from PIL import Image
 
@@ -22,11 +23,12 @@ COLOURS = {
     "median": "#777777",
     "caption": "#000000",
     "own guess": "#56B4E9",
+    "pixels": "#E69F00",
 }
 COLOURS["all"] = COLOURS["median"]
 
 
-def _decades(axis, low: float, high: float) -> None:
+def decades(axis, low: float, high: float) -> None:
     """Plain numbers, not powers, on a logarithmic axis."""
     ticks = [m * 10.0**e for e in range(-4, 7) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
     ticks = ticks if len(ticks) < 8 else [t for t in ticks if f"{t:e}"[0] == "1"]
@@ -51,6 +53,11 @@ def thumbnail(image, most: int = 192) -> bytes:
     file, scale = BytesIO(), min(1, most / max(image.size))
     image.resize([max(round(side * scale), 1) for side in image.size]).save(file, "PNG")
     return file.getvalue()
+
+
+def small(images, most: int) -> np.ndarray:
+    """Images (B, H, W, 3) by every n-th pixel, so that no side has more than `most`."""
+    return images[:, :: -(-images.shape[1] // most), :: -(-images.shape[2] // most)]
 
 
 def picture(png: bytes) -> np.ndarray:
@@ -82,23 +89,6 @@ def contact_sheet(pictures, *, ax):
     return ax
 
 
-def response(table, x, y, *, ax):
-    """Mean of y with its 95 % bootstrap interval against x, a line for each channel set: table x, y, which, a row an
-    image.
-    """
-    import seaborn
-
-    seaborn.lineplot(
-        table, x=x, y=y, hue="which", palette=COLOURS, marker="o", err_style="bars", errorbar=("ci", 95), seed=0, ax=ax
-    )
-    if x == "k":
-        ax.set_xscale("log", base=2)
-        ax.set(xlabel="k, channels in the set", xticks=(ticks := sorted(table.k.unique())), xticklabels=ticks)
-        ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.legend(frameon=False, title=None)
-    return ax
-
-
 def spectrum(scores, *, ax):
     """Channel scores sorted within each layer, over rank: scores (layer, channel), one line a layer, light to dark."""
     ranked = np.sort(scores.transpose("layer", "channel").values, axis=1)[:, ::-1]
@@ -108,8 +98,8 @@ def spectrum(scores, *, ax):
     for i, (line, shade, layer) in enumerate(zip(ranked, shades, scores.layer.values, strict=True)):
         ax.plot(rank, line, color=shade, lw=1.5, label=str(layer) if i in named else None)
     ax.set(xscale="log", yscale="log", xlabel="rank of the channel in its layer", ylabel="mean |activation|")
-    _decades(ax.xaxis, 1, ranked.shape[1])
-    _decades(ax.yaxis, ranked[ranked > 0].min(), ranked.max())
+    decades(ax.xaxis, 1, ranked.shape[1])
+    decades(ax.yaxis, ranked[ranked > 0].min(), ranked.max())
     ax.legend(title="layer", fontsize="small", ncols=2, frameon=False)
     return ax
 
@@ -122,7 +112,7 @@ def channel_map(scores, *, ax):
     ax.set(xlabel="channel", ylabel="layer", yticks=_every(len(values)))
     bar = ax.figure.colorbar(picture, ax=ax, pad=0.02)
     bar.set_label("mean |activation|")
-    _decades(bar.ax.yaxis, low, high)
+    decades(bar.ax.yaxis, low, high)
     return ax
 
 
@@ -133,7 +123,7 @@ def depth(scores, *, ax):
         ax.plot(scores.layer, ranked[:, rank], color=COLOURS["top"], alpha=shade, marker="o", ms=3, label=rank + 1)
     ax.plot(scores.layer, scores.median("channel"), color=COLOURS["median"], ls="--", label="median")
     ax.set(yscale="log", xlabel="layer", xticks=scores.layer.values[_every(len(ranked))])
-    _decades(ax.yaxis, *ax.get_ylim())
+    decades(ax.yaxis, *ax.get_ylim())
     ax.legend(title="rank", fontsize="small", ncols=2, frameon=False)
     return ax
 
@@ -160,7 +150,7 @@ def atlas(ratio, *, ax):
     ax.set(xlabel="channel", ylabel="layer (in each: noise to image, downwards)")
     bar = ax.figure.colorbar(picture, ax=ax, pad=0.02)
     bar.set_label("times the median")
-    _decades(bar.ax.yaxis, 1, max(values.max(), 2))
+    decades(bar.ax.yaxis, 1, max(values.max(), 2))
     return ax
 
 
@@ -211,7 +201,7 @@ def signs(means, top, *, ax):
     ax.set(xscale="log", yscale="log", xlabel="mean |activation|", ylabel="|mean activation|")
     ax.set(ylim=(ends[0] / 20, ends[1] * 1.5))
     for axis, limits in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
-        _decades(axis, *limits)
+        decades(axis, *limits)
     return ax
 
 
@@ -236,8 +226,8 @@ def birth(losses, excess, kept, chance: float, *, axes):
         axes[0].set_title(f"Over 5 times the median from step {excess.step.values[above.argmax()]} on")
     axes[1].set_title(f"Over 0.5 from step {kept.step.values[(kept > 0.5).values.argmax()]} on")
     for ax in axes:
-        _decades(ax.xaxis, 1, 1e6)
-    _decades(axes[0].yaxis, *axes[0].get_ylim())
+        decades(ax.xaxis, 1, 1e6)
+    decades(axes[0].yaxis, *axes[0].get_ylim())
     return axes
 
 
@@ -249,6 +239,28 @@ def means(x, line, *, ax, label: str):
     error = np.abs(ends[:, 1:] - ends[:, :1]).T
     look = dict(marker="o", ms=4, lw=1.5, elinewidth=0.8)
     ax.errorbar(x, ends[:, 0], error, color=COLOURS.get(label), label=label, **look)
+    return ax
+
+
+def bars(values: dict, *, ax):
+    """Means with their 95 % intervals as bars that lie: values, {group: {name: scores (image), or (draw, image)}}.
+
+    Groups run down the axis; in each, names have their colours, and a legend where there are several. A group of one
+    name "" has the colour of the group.
+    """
+    names = list(dict.fromkeys(name for group in values.values() for name in group))
+    height = 0.8 / len(names)
+    for at, (group, scores) in enumerate(values.items()):
+        for name, score in scores.items():
+            mean, low, high = paired_interval(score)
+            y = at + (names.index(name) - (len(names) - 1) / 2) * height
+            look = dict(color=COLOURS.get(name or group, "#BBBBBB"), height=height, ecolor="black")
+            ax.barh(y, mean, xerr=[[mean - low], [high - mean]], error_kw=dict(elinewidth=0.8), **look)
+    ax.set(yticks=range(len(values)), yticklabels=values, xlim=(0, 1))
+    ax.invert_yaxis()
+    if len(names) > 1:
+        patches = [Patch(color=COLOURS.get(name, "#BBBBBB"), label=name) for name in names]
+        ax.legend(handles=patches, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
@@ -272,6 +284,46 @@ def energy(shares, *, ax):
     ax.set_xticks(shares.index, [str(k) for k in shares.index])
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.legend(title="channels", frameon=False)
+    return ax
+
+
+def contrast(values, *, ax):
+    """Means over prompts with their 95 % intervals, one below the other: {name: (prompt) or (draw, prompt, 1)}.
+
+    A name that begins with a channel set, as in "top, moved", has its colour.
+    """
+    for y, (name, some) in enumerate(values.items()):
+        value, low, high = paired_interval(some)
+        shade = COLOURS.get(name.partition(",")[0], "#555555")
+        ax.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color=shade)
+    ax.set_yticks(range(len(values)), list(values))
+    ax.set_ylim(len(values) - 0.5, -0.5)  # downwards, also where panels share the axis
+    ax.axvline(0, color="#BBBBBB", lw=0.8)
+    return ax
+
+
+def dots(values, *, ax):
+    """A dot for each number, from 0 to 1: a table with rows down the axis and a colour for each column, in the order of
+    its columns. A channel set has its colour, and "chance" is a black stroke.
+    """
+    rows = np.arange(len(values))
+    for name, shift in zip(values.columns, np.linspace(-0.12, 0.12, len(values.columns)), strict=True):
+        look = dict(marker="|", ms=14, mew=2) if name == "chance" else dict(marker="o", ms=7)
+        at = rows if name == "chance" else rows + shift  # equal numbers stay apart
+        ax.plot(values[name], at, ls="", color=COLOURS.get(name, "black"), label=name, **look)
+    ax.set(yticks=rows, yticklabels=values.index, xlim=(0, 1.03))
+    ax.grid(axis="y", color="#EEEEEE")
+    ax.set_axisbelow(True)
+    ax.invert_yaxis()
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+def words(shares, *, ax):
+    """Which word a channel follows, as a picture: a table of shares from 0 to 1, words down and channels across."""
+    ax.imshow(shares.clip(0, 1), cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    ax.set_xticks(range(shares.shape[1]), shares.columns, rotation=90, fontsize="small")
+    ax.set_yticks(range(len(shares)), shares.index)
     return ax
 
 

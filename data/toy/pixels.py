@@ -10,7 +10,8 @@ from itertools import product
 import numpy as np
 from scipy.fft import irfft2, rfft2
 from scipy.ndimage import binary_fill_holes, gaussian_filter, label, median_filter, shift
-from world import COLOURS, LIGHTS, SHAPES
+
+from massact_utils.toyworld import COLOURS, LIGHTS, SHAPES
 
 SIDE = 48  # pixels in which shapes are compared
 RADII = np.linspace(0.36, 0.86, 9)  # of a subject, in half image widths

@@ -1,0 +1,168 @@
+"""Figures of the small trainings: every function draws on `ax`, gives it back, never saves and never shows.
+
+A verdict has the same mark everywhere: a filled one holds, an empty one is contradicted, a grey one is undecided.
+"""
+
+import numpy as np
+import pandas as pd
+from verdicts import LABELS, SHORT
+
+from massact_utils.show.plots import COLOURS
+
+MARKS = {  # verdict -> face of its mark, its edge, and of words on it
+    "holds": ("#444444", "#444444", "white"),
+    "contradicted": ("white", "#444444", "black"),
+    "undecided": ("#CFCFCF", "#999999", "black"),
+}
+NONE = ("#F4F4F4", "#CFCFCF", "#777777")  # not measured, not trained, did not train
+
+
+def ranges(rows, *, ax):
+    """What each change does to the peak: its mean and range over seeds, over the base's, a line for each verdict.
+
+    `rows` as `verdicts.verdicts` gives them, of claims on the peak against the base. To the right stands what each
+    change was to show, and the verdict on it.
+    """
+    rows = rows.sort_values("value")
+    for y, row in enumerate(rows.itertuples()):
+        face, edge, _ = MARKS.get(row.verdict, NONE)
+        ax.plot([row.low, row.high], [y, y], color=edge, lw=2.5, solid_capstyle="round")
+        ax.plot(row.value, y, "o", mfc=face, mec=edge, ms=8)
+    ax.set_yticks(range(len(rows)), rows.variant)
+    ax.set_ylim(max(len(rows), 1) - 0.5, -0.5)
+    right = ax.twinx()
+    words = [f"{row.explanation} {row.verdict.capitalize()}." for row in rows.itertuples()]
+    right.set_yticks(range(len(rows)), words, fontsize="small")
+    right.set_ylim(ax.get_ylim())
+    for side in (ax, right):
+        side.tick_params(axis="y", length=0)
+        side.spines[["top", "right", "left"]].set_visible(False)
+    return _multiples(ax)
+
+
+def dots(found, variants, measure: str, *, ax):
+    """One measure of some variants, a dot for each seed; the grey band is the base's range over seeds.
+
+    `found` as `verdicts.numbers` gives it.
+    """
+    base = found.loc["base", measure]
+    ax.axvspan(base.min(), base.max(), color="#CCCCCC", lw=3)
+    for y, variant in enumerate(variants):
+        ax.plot(found.loc[variant, measure], [y] * len(found.loc[variant]), "o", color=COLOURS["top"], alpha=0.7)
+    ax.set(xlabel=LABELS[measure], ylim=(len(variants) - 0.5, -0.5))
+    ax.set_yticks(range(len(variants)), variants)
+    ax.ticklabel_format(axis="x", useOffset=False)
+    ax.locator_params(axis="x", nbins=5)
+    return ax
+
+
+def panels(found, variants, measures, *, figure):
+    """`dots` of several measures side by side on a figure, or words where no variant is trained; gives the axes."""
+    if not len(variants):
+        figure.text(0.5, 0.5, "none of these variants is trained yet", ha="center", va="center")
+        return []
+    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    return [dots(found, variants, measure, ax=ax) for measure, ax in zip(measures, axes, strict=True)]
+
+
+def grid(rows, variants, claims, *, ax):
+    """Verdicts as a picture: claims down, variants across, in each cell the mean over seeds and the verdict.
+
+    `rows` as `verdicts.verdicts` gives them; `claims` those that the variants have in common, in the plan's words.
+    """
+    cells = rows.set_index(["measure", "variant"])
+    for (y, claim), (x, variant) in ((a, b) for a in enumerate(claims) for b in enumerate(variants)):
+        row = cells.loc[claim["measure"], variant]
+        face, _, ink = MARKS.get(row.verdict, NONE)
+        ax.fill([x - 0.5, x + 0.5, x + 0.5, x - 0.5], [y - 0.5, y - 0.5, y + 0.5, y + 0.5], fc=face, ec="#999999")
+        value = "" if np.isnan(row.value) else f"{row.value:.2f}\n"
+        ax.text(x, y, f"{value}{row.verdict}", ha="center", va="center", color=ink, fontsize=9)
+    ax.set(xlim=(-0.5, len(variants) - 0.5), ylim=(len(claims) - 0.5, -0.5))
+    ax.set_xticks(range(len(variants)), variants)
+    ax.set_yticks(range(len(claims)), [f"{SHORT[c['measure']]}\n{c['side']} {c['threshold']:g}" for c in claims])
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    return ax
+
+
+def courses(table, *, ax):
+    """Gate and size of the channels that end largest, and of others, over training: rows of origins.parquet."""
+    rows = table[table.measure.astype(str).str.startswith("course: ") & (table.channel >= 0)]
+    rows = rows.assign(measure=rows.measure.astype(str))
+    for name, part in rows.groupby("measure"):
+        middle = part.groupby("step").value.median()
+        what, which = name.removeprefix("course: ").split(" of ")
+        words = (
+            f"{'|h|' if what == 'activation' else '|g|'}, {'12 that end largest' if which == 'top' else '12 others'}"
+        )
+        look = dict(ls="-" if what == "activation" else "--", color=COLOURS["top" if which == "top" else "median"])
+        ax.plot(middle, label=words, **look)
+    ax.axhline(1, color="#CCCCCC", lw=0.8, zorder=0)
+    ax.set(xlabel="step of training", ylabel="over the median channel, log2")
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def equal(course, *, ax):
+    """Peaks over the base's, at equal samples and at equal loss, a line for each variant: as `verdicts.at_equal_loss`
+    gives them.
+    """
+    course = course.sort_values("equal samples")
+    for y, (samples, loss) in enumerate(zip(course["equal samples"], course["equal loss"], strict=True)):
+        ax.plot([samples, loss], [y, y], color="#BBBBBB", lw=2, zorder=1)
+    ax.plot(course["equal samples"], range(len(course)), "o", color=COLOURS["top"], label="at equal samples")
+    ax.plot(course["equal loss"], range(len(course)), "D", color=COLOURS["random"], ms=5, label="at equal loss")
+    ax.set_yticks(range(len(course)), course.index)
+    ax.set_ylim(max(len(course), 1) - 0.5, -0.5)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _multiples(ax)
+
+
+def at_the_top(free, factor: str, *, ax, value: str = "ratio"):
+    """A modulation's factor at massive channels over the median other's, by layer: as `factors.at_the_top` gives it.
+
+    With `value="as read"` the size of these channels after the factor, over the median channel's.
+    """
+    part = free[free.factor == factor]
+    if value == "ratio":
+        band = part.groupby("layer")[["low", "high"]].first()
+        ax.fill_between(band.index, band.low, band.high, color="#DDDDDD", label="90 % of the other channels")
+    ax.axhline(1, color=COLOURS["median"], label="the median other")
+    ax.plot(part.layer, part[value], "o", ms=4, alpha=0.6, color=COLOURS["top"], label="massive channels")
+    words = f"{factor} over the median other" if value == "ratio" else "size as read, over the median"
+    ax.set(xlabel="layer", ylabel=words, ylim=(0, None))
+    return ax
+
+
+def live(course, name: str, *, axes):
+    """A training as far as it is, on three axes: loss, largest channel, and all channels by size; again with each call.
+
+    `course` is train.py's, with its rows and sizes so far; a line has the variant's name.
+    """
+    seen = pd.DataFrame(course.rows).groupby(["measure", "step"]).value.max()
+    sizes = list(course.sizes.values())[-1]
+    sizes = np.sort(sizes[len(sizes) // 2])[::-1]  # of the middle block
+    ranked = pd.Series(sizes / np.median(sizes), np.arange(1, len(sizes) + 1))
+    curves = {"Loss on fresh scenes": seen["course: loss"]}
+    curves |= {"Largest channel over median": seen["course: largest over median"]}
+    curves |= {"All channels over median": ranked}
+    for ax, (title, curve) in zip(axes, curves.items(), strict=True):
+        (line,) = [line for line in ax.lines if line.get_label() == name] or ax.plot([], [], ".-", label=name)
+        line.set_data(curve.index, curve)
+        ax.relim(), ax.autoscale_view()
+        ax.set(title=title, xlabel="rank of the channel" if curve is ranked else "step of training")
+    axes[0].legend(frameon=False)
+    return axes
+
+
+def _multiples(ax):
+    """An axis of logarithms to the base 2 as multiples of the base's peak, with lines at the base and at its half."""
+    ax.axvline(0, color=COLOURS["median"], zorder=0)
+    ax.axvline(-1, color=COLOURS["median"], ls="--", zorder=0)
+    low, high = ax.get_xlim()
+    ax.set_xlim(min(low, -1.5), max(high, 1.5))
+    ends = [int(np.floor(x)) for x in ax.get_xlim()]
+    ticks = range(ends[0] + 1, ends[1] + 1)
+    ax.set_xticks(ticks, [f"{2**t}" if t >= 0 else f"1/{2**-t}" for t in ticks])
+    ax.set_xlabel("largest over median channel, as a multiple of the base's")
+    return ax

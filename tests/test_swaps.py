@@ -1,0 +1,63 @@
+"""Swapping a word changes that word alone, and a channel that follows a word is found."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from massact_utils import toyworld
+from massact_utils.measures import swaps
+
+
+@pytest.fixture(scope="module")
+def some():
+    return swaps.swapped(toyworld.sample(2, seed=3, split="test"), seed=3)
+
+
+def test_every_row_differs_from_its_base_in_one_word(some):
+    table, images, masks = some
+    assert len(table) == len(images) == len(masks) and not table.caption.duplicated().any()
+    for _, rows in table.groupby("base"):
+        base = vars(toyworld.parse(rows.caption.iloc[0]))
+        for row in rows[1:].itertuples():
+            words = vars(toyworld.parse(row.caption))
+            assert [name for name in words if words[name] != base[name]] == [row.attribute]
+            assert toyworld.split_of(toyworld.parse(row.caption)) != "held-out"
+    assert set(table.attribute) == {"", *swaps.WORDS}
+
+
+def test_only_what_was_swapped_is_drawn_anew(some):
+    """Another ground leaves the subject's mask, and its pixels but for the rim; another colour leaves the ground."""
+    table, images, masks = some
+    first = table.base == 0
+    for name, inside in (("ground", True), ("colour", False)):
+        for i in table.index[first & (table.attribute == name)]:
+            assert (masks[i] == masks[0]).all()
+            changed = (images[i].astype(int) != images[0]).any(-1)
+            assert changed[masks[0] ^ inside].mean() > 0.5 > 0.15 > changed[masks[0] == inside].mean()
+
+
+def test_a_planted_word_explains_its_channel(some):
+    """A channel that follows the ground, one that follows light and half as much style, and one that never changes."""
+    table, *_ = some
+    words = [vars(toyworld.parse(text)) for text in table.caption]
+    code = {name: np.array([toyworld.ATTRIBUTES[name].index(w[name]) for w in words], float) for name in swaps.WORDS}
+    found = swaps.shares(np.stack([code["ground"], code["light"] * 2 + code["style"], 0 * code["size"]], 1), table)
+    assert found[0].round(6).to_dict() == {name: float(name == "ground") for name in swaps.WORDS}
+    assert found[1].light > found[1].style > 0 and found[1].sum() == pytest.approx(1)
+    assert (found[2] == 0).all()
+
+
+def test_words_are_read_off_levels_and_the_subject_off_patterns():
+    """Channel 0 has a word as its level, channel 1 the subject as its pattern, without a level; channel 2 is noise."""
+    rng = np.random.default_rng(0)
+    words = pd.DataFrame({"ground": rng.integers(0, 3, 60), "shape": rng.integers(0, 3, 60)})
+    subject = np.array([rng.permutation(12) < 4 for _ in range(60)])  # as many in each scene
+    seen = rng.normal(size=(60, 12, 3))
+    seen[..., 0] += 5 * words.ground.values[:, None]
+    seen[..., 1] += 5 * subject
+    found = swaps.read(seen, words, subject)
+    assert list(found.index) == ["ground", "shape", "a token: subject?"]
+    assert found["ground"] > 0.95 and found["a token: subject?"] > 0.95 and found["shape"] < 0.6
+    planted = seen.copy()
+    planted[..., 1] -= planted[..., 1].mean(1, keepdims=True)
+    assert swaps.read(planted, words, subject)["a token: subject?"] == found["a token: subject?"]
