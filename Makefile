@@ -14,6 +14,8 @@ DEVICE ?= cuda
 BIN := .venv/bin
 STAMP := .venv/.installed
 VOLATILE := metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution metadata.language_info
+EXECUTE = MASSACT_RUNS="$(CURDIR)/runs/notebooks" $(BIN)/python -m nbconvert --to notebook --execute --coalesce-streams \
+	--inplace "$(1)" && $(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "$(VOLATILE)" "$(1)"
 
 environment: $(STAMP)
 	@echo "The environment in .venv is ready. Next: make workbook, make test; make help lists the rest."
@@ -74,13 +76,13 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
+# 00 reads the ledger that the others write, so it is executed last.
 notebooks: $(STAMP)
 	@rm -rf runs/notebooks
-	@set -e; for nb in notebooks/*.ipynb; do \
-	  MASSACT_RUNS="$(CURDIR)/runs/notebooks" $(BIN)/python -m nbconvert --to notebook --execute --coalesce-streams --inplace "$$nb"; \
-	  $(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "$(VOLATILE)" "$$nb"; done
+	@set -e; for nb in notebooks/0[1-9]*.ipynb; do $(call EXECUTE,$$nb); done
 	$(BIN)/python -c 'from massact_utils.results import published; published.publish("runs/notebooks")'
 	$(BIN)/python docs/page_one.py runs/notebooks docs/page_one.png
+	@$(call EXECUTE,notebooks/00_start_here.ipynb)
 
 # What each notebook runs with stands in docs/evidence/sizes.json.
 evidence: MODEL = toy
