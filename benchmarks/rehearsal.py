@@ -31,7 +31,7 @@ from massact_utils.models import memory
 HERE = Path(__file__).parent
 NOTEBOOKS = sorted((HERE.parent / "notebooks").glob("0[1-4]*.ipynb"))
 SMALLEST = {  # what decides how many images there are
-    "01_statistics": dict(n_prompts=4, n_seeds=2, batch=4),
+    "01_statistics": dict(n_prompts=4, n_seeds=2, at_once=4),
     "02_disruption": dict(n_prompts=8, n_layers=1, k=4, at_once=42),
     "03_spatial_clustering": dict(n_prompts=8, n_steps=1),
     "04_transport": dict(n_tune=1, n_report=2, k=12),

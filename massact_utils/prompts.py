@@ -28,7 +28,7 @@ def read(source, n: int | None = None, *, pipe=None) -> list[str]:
     an empty file or line (seeds go by position, so none is skipped), text that is not UTF-8, fewer than n prompts.
 
     >>> read("toyworld", 1)
-    ['a large yellow cross on a red striped ground']
+    ['a large yellow star at the bottom on a cyan checkered ground in outlined style']
     """
     prompts = []
     for where, row in _first(source, n):

@@ -1,8 +1,9 @@
 """ToyWorld: captioned scenes with light, shadow, style and company, and exact masks; the embedded model learnt them.
 
 A scene is a subject on a ground, in half of the cases with a smaller companion, under one light, in one style. A
-caption always names shape, colour, ground and pattern; size, place, light and style each in half of the captions.
-`render` draws from a seed what a caption leaves open, so that the caption alone tells little of the layout.
+caption always names shape, colour, ground and pattern; size, place, light and style each in half of the captions;
+of a companion its colour. `render` draws from a seed what a caption leaves open, so that the caption alone tells
+little of the layout.
 
     scenes = sample(4, seed=0)
     images, masks, drawn = render(scenes, seed=0)    # B H W 3 uint8; name -> B H W bool; the scenes, nothing left open
@@ -34,7 +35,7 @@ LIGHTS = {
     "right": (-1.0, 0.35),
     "above": (0.0, 1.0),
 }  # where its rays go, and shadows fall
-STYLES = ("flat", "outlined", "soft", "hatched")
+STYLES = ("flat", "outlined", "soft")
 DARK, SHADE, INK = 0.62, 0.45, 0.12  # of the ground's colour: a pattern's other tone, a shadow, an outline
 
 
@@ -92,8 +93,7 @@ ATTRIBUTES = {
     "place": tuple(PLACES),
     "light": tuple(LIGHTS),
     "style": STYLES,
-    "companion_shape": tuple(SHAPES),
-    "companion_colour": tuple(COLOURS),
+    "companion": tuple(COLOURS),
 }
 OPEN = ("size", "place", "light", "style")  # what a caption may leave open
 GRAMMAR = (  # parts of a caption; one that begins with "?" may be missing
@@ -101,7 +101,7 @@ GRAMMAR = (  # parts of a caption; one that begins with "?" may be missing
     "? {size}",
     "{colour} {shape}",
     "? at the {place}",
-    "? with a small {companion_colour} {companion_shape} beside it",
+    "? with a small {companion} companion beside it",
     "on a {ground} {pattern} ground",
     "? lit from {light}",
     "? in {style} style",
@@ -115,17 +115,15 @@ QUESTIONS = {  # zero-shot prompts by which an evaluator reads one attribute
     "place": "a subject at the {}",
     "light": "lit from {}",
     "style": "in {} style",
-    "companion_shape": "a small {} beside it",
-    "companion_colour": "a small {} companion",
+    "companion": "a small {} companion",
 }
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption fixes; None is left open, and without a companion both of its words are None.
+    """What a caption fixes; None is left open, and `companion`, its colour, is None where there is none.
 
-    Raises ValueError for an unknown word, for colours or shapes that have to differ and do not, and half a
-    companion.
+    Raises ValueError for an unknown word, and for colours that have to differ and do not.
     """
 
     shape: str
@@ -136,21 +134,16 @@ class Scene:
     place: str | None = None
     light: str | None = None
     style: str | None = None
-    companion_shape: str | None = None
-    companion_colour: str | None = None
+    companion: str | None = None
 
     def __post_init__(self):
         for name, allowed in ATTRIBUTES.items():
             word = getattr(self, name)
             if word not in allowed and not (word is None and name not in ("shape", "colour", "ground", "pattern")):
                 raise ValueError(f"{name} {word!r} is unknown; allowed: {', '.join(allowed)}")
-        if (self.companion_shape is None) != (self.companion_colour is None):
-            raise ValueError("a companion has a shape and a colour; give both or neither")
-        used = [self.colour, self.ground, *([self.companion_colour] if self.companion_colour else [])]
+        used = [self.colour, self.ground, *([self.companion] if self.companion else [])]
         if len(set(used)) < len(used):
             raise ValueError(f"the colours {', '.join(used)} of subject, ground and companion have to differ")
-        if self.companion_shape == self.shape:
-            raise ValueError(f"subject and companion are both a {self.shape}; choose two shapes")
 
 
 def caption(scene: Scene) -> str:
@@ -205,10 +198,8 @@ def question(attribute: str, word: str) -> str:
 
 
 def split_of(scene: Scene) -> str:
-    """A scene's split: "held-out" where subject or companion is a HELD_OUT pair, else "test" (one caption in 16) or
-    "train".
-    """
-    if {(scene.shape, scene.colour), (scene.companion_shape, scene.companion_colour)} & HELD_OUT:
+    """A scene's split: "held-out" where the subject is a HELD_OUT pair, else "test" (one caption in 16) or "train"."""
+    if (scene.shape, scene.colour) in HELD_OUT:
         return "held-out"
     return "test" if zlib.crc32(caption(scene).encode()) % 16 == 0 else "train"
 
@@ -222,11 +213,10 @@ def sample(n: int, *, seed: int = 0, split: str = "train") -> list[Scene]:
     rng, scenes = np.random.default_rng(seed), []
     while len(scenes) < n:
         words = {name: str(rng.choice(allowed)) for name, allowed in ATTRIBUTES.items()}
-        words |= zip(("shape", "companion_shape"), map(str, rng.permutation(list(SHAPES))), strict=False)
-        words |= zip(("colour", "ground", "companion_colour"), map(str, rng.permutation(list(COLOURS))), strict=False)
+        words |= zip(("colour", "ground", "companion"), map(str, rng.permutation(list(COLOURS))), strict=False)
         alone, left_open = rng.random() < 0.5, rng.random(len(OPEN)) < 0.5
         words |= {name: None for name, left in zip(OPEN, left_open, strict=True) if left}
-        words |= {"companion_shape": None, "companion_colour": None} if alone else {}
+        words |= {"companion": None} if alone else {}
         if split in ("all", split_of(scene := Scene(**words))):
             scenes.append(scene)
     return scenes
@@ -241,7 +231,8 @@ def render(scenes: list[Scene], *, seed: int = 0, size: int = 96):
     """
     if not scenes:
         raise ValueError("no scenes to render")
-    drawn, u = zip(*(_settle(scene, np.random.default_rng([seed, i])) for i, scene in enumerate(scenes)), strict=True)
+    settled = (_settle(scene, np.random.default_rng([seed, i])) for i, scene in enumerate(scenes))
+    drawn, company, u = zip(*settled, strict=True)
     u = np.stack(u).astype(np.float32)[..., None, None]  # B draws 1 1, each from -1 to 1
     word = {field.name: np.array([getattr(scene, field.name) for scene in drawn], object) for field in fields(Scene)}
     style = {name: (word["style"] == name)[:, None, None] for name in STYLES}
@@ -275,7 +266,7 @@ def render(scenes: list[Scene], *, seed: int = 0, size: int = 96):
     turns = np.deg2rad(20) * u[:, 5], np.deg2rad(40) * u[:, 6]
     parts = (
         ("subject", word["shape"], centre, radius, turns[0]),
-        ("companion", word["companion_shape"], beside, small, turns[1]),
+        ("companion", np.array(company, object), beside, small, turns[1]),
     )
     near = {name: distance(*where) for name, *where in parts}
     cover = {name: coverage(d) for name, d in near.items()}
@@ -289,17 +280,13 @@ def render(scenes: list[Scene], *, seed: int = 0, size: int = 96):
     ground = (at(COLOURS, word["ground"]) + 0.04 * u[:, 7:10, :, :]) * (DARK + (1 - DARK) * tone[:, None])
     ground = np.where(style["outlined"][:, None], ground * (1 - (1 - INK) * 0.8 * edges[:, None]), ground)
     image = ground * (1 - (1 - SHADE) * fallen[:, None])
-    hatch = {k: coverage(np.abs((x + k * y) * 9 % 1 - 0.5) / 9 - 0.014) for k in (1, -1)}
-    dark = 0.35 * hatch[1] + 0.55 * np.maximum(hatch[-1] - hatch[1], 0) * fallen
-    image = np.where(style["hatched"][:, None], image * (1 - dark[:, None]), image)
     for name, _, at_, r, _ in reversed(parts):
         lit = 1 - 0.22 * (rays[:, 0] * (x - at_[:, 0]) + rays[:, 1] * (y - at_[:, 1])) / r
         lit = 1 + np.select([style["flat"] | style["outlined"], style["soft"]], [0.35, 1.6], 1.0) * (lit - 1)
-        colour = at(COLOURS, word["colour"] if name == "subject" else [w or "red" for w in word["companion_colour"]])
+        colour = at(COLOURS, word["colour"] if name == "subject" else [w or "red" for w in word["companion"]])
         body = (colour + 0.04 * u[:, 10:13]) * lit[:, None]
         ink = np.where(style["outlined"], coverage(np.abs(near[name] + 0.02) - 0.028), 0)
         body = body * (1 - (1 - INK) * ink[:, None])
-        body = np.where(style["hatched"][:, None], body * (1 - 0.45 * hatch[-1][:, None]), body)
         image = image + cover[name][:, None] * (body - image)
     soft = word["style"] == "soft"
     image[soft] = gaussian_filter(image[soft], (0, 0, 0.022 * size, 0.022 * size), mode="nearest")
@@ -310,13 +297,17 @@ def render(scenes: list[Scene], *, seed: int = 0, size: int = 96):
     return (image.transpose(0, 2, 3, 1) * 255 + 0.5).astype(np.uint8), masks, list(drawn)
 
 
-def _settle(scene: Scene, rng) -> tuple[Scene, np.ndarray]:
-    """A scene with what its caption leaves open drawn, and the numbers from -1 to 1 that place and shade it."""
+def _settle(scene: Scene, rng) -> tuple[Scene, str | None, np.ndarray]:
+    """A scene with what its caption leaves open drawn, its companion's shape, and the numbers from -1 to 1 that place
+    and shade it. The companion is another shape than the subject, and no HELD_OUT pair.
+    """
     words = {
         name: str(rng.choice(ATTRIBUTES[name])) for name in OPEN
     }  # always drawn, so that naming one moves no other
+    shapes = [s for s in map(str, rng.permutation(list(SHAPES))) if (s, scene.companion) not in HELD_OUT]
+    company = next(s for s in shapes if s != scene.shape) if scene.companion else None
     scene = replace(scene, **{name: word for name, word in words.items() if getattr(scene, name) is None})
-    return scene, rng.uniform(-1, 1, 64)
+    return scene, company, rng.uniform(-1, 1, 64)
 
 
 def _centre(place, radius, u) -> np.ndarray:

@@ -1,4 +1,10 @@
-"""A run in bfloat16 or float16 says what the same run in float32 says: same prompts, same noise, stated tolerances."""
+"""A run in bfloat16 or float16 says what the same run in float32 says: same prompts, same noise, stated tolerances.
+
+On the embedded model, on a tiny one, and on the stand-in of a large one: SD3.5 at its true width, two blocks of it.
+"""
+
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +16,6 @@ from massact_utils.measures import metrics, stability
 
 PROMPTS = ["a large red star", "a small cyan ring"]
 HALVES = {torch.bfloat16: 1.0, torch.float16: 0.125}  # float16 has three more bits of a number: an eighth of the error
-SITES = [(step, layer) for step in (0, 1) for layer in (1, 4)]
 
 
 def toy(dtype):
@@ -19,6 +24,16 @@ def toy(dtype):
 
 def tiny_klein(dtype):
     return tiny.klein().to(dtype), tiny.KLEIN | dict(num_inference_steps=2)
+
+
+def rehearsal(dtype):
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    import standins
+
+    pipe, (_, pixels, call) = standins.build("sd3.5-medium", depth=1), standins.MODELS["sd3.5-medium"]
+    with torch.no_grad():  # random weights have no massive channels: six are planted
+        pipe.transformer.pos_embed.proj.weight[100:106] *= 30
+    return pipe.to(dtype), call | dict(num_inference_steps=2, height=4 * pixels, width=4 * pixels)
 
 
 def told(pipe, call):
@@ -34,10 +49,11 @@ def told(pipe, call):
     return dict(table=table, top=top, record=record, images=images, moved=edit.changed())
 
 
-@pytest.fixture(scope="module", params=[toy, tiny_klein], ids=["toy", "tiny"])
+@pytest.fixture(scope="module", params=[toy, tiny_klein, rehearsal], ids=["toy", "tiny", "rehearsal"])
 def runs(request):
     torch.set_num_threads(1)
-    return {dtype: told(*request.param(dtype)) for dtype in (torch.float32, *HALVES)}
+    runs = {dtype: told(*request.param(dtype)) for dtype in (torch.float32, *HALVES)}
+    return runs | {"tolerance": 0.08 if request.param is rehearsal else 0.04}  # random weights magnify an error
 
 
 def error(a, b):
@@ -50,7 +66,7 @@ def error(a, b):
 def test_statistics_are_those_of_float32(runs, dtype):
     half, whole = runs[dtype]["table"], runs[torch.float32]["table"]
     for name in whole.data_vars:
-        assert error(half[name], whole[name]) < 0.04 * HALVES[dtype], name
+        assert error(half[name], whole[name]) < runs["tolerance"] * HALVES[dtype], name
     assert half.mean_abs.dtype == np.float32 and half.attrs["dtype"] == str(dtype).removeprefix("torch.")
     assert stability.jaccard(runs[dtype]["top"], runs[torch.float32]["top"]).mean() > 1 - 0.3 * HALVES[dtype]
 
@@ -58,21 +74,22 @@ def test_statistics_are_those_of_float32(runs, dtype):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_records_are_those_of_float32(runs, dtype):
     half, whole = runs[dtype]["record"], runs[torch.float32]["record"]
-    for site in SITES:
+    most = runs["tolerance"] * HALVES[dtype]
+    for site in whole.sites:
         (ids, values), (wanted, exact) = half[site], whole[site]
         assert values.dtype == dtype
         for image in range(len(ids)):
             both = sorted(set(ids[image].tolist()) & set(wanted[image].tolist()))
             assert len(both) >= 5  # of 6: the last places may change hands
             mine, theirs = ([[*of[image]].index(channel) for channel in both] for of in (ids, wanted))
-            assert error(values[image][:, mine].float(), exact[image][:, theirs].float()) < 0.04 * HALVES[dtype]
+            assert error(values[image][:, mine].float(), exact[image][:, theirs].float()) < most
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("method", ["kmeans", "pca", "border"])
 def test_masks_are_those_of_float32(runs, dtype, method):
     half, whole = (
-        mu.token_masks(runs[of]["record"], layer=4, step=1, ranks=range(3), method=method)[0]
+        mu.token_masks(runs[of]["record"], layer=-1, step=1, ranks=range(3), method=method)[0]
         for of in (dtype, torch.float32)
     )
     assert (half == whole).mean() > 0.95
@@ -88,7 +105,7 @@ def test_edits_do_what_they_do_in_float32(runs, dtype):
 
 
 def test_measures_are_those_of_float32(runs):
-    scores = {dtype: metrics.alignment(made["images"], PROMPTS * 3) for dtype, made in runs.items()}
+    scores = {of: metrics.alignment(runs[of]["images"], PROMPTS * 3) for of in (torch.float32, *HALVES)}
     for dtype in HALVES:
         np.testing.assert_allclose(scores[dtype], scores[torch.float32], atol=0.1)
 

@@ -21,6 +21,7 @@ from nbformat.v4 import new_code_cell
 
 import massact_utils as mu
 from massact_utils.measures import metrics
+from massact_utils.results import published
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -183,11 +184,12 @@ HEADLINES = {  # what the sentences under Results rest on
     "02.pattern-above-outside": "holds",
     "02.pattern-above-level": "holds",
     "02.pattern-is-the-subjects": "holds",
-    "03.top-above-outside": "holds",
+    "03.top-above-outside": "undecided",
+    "03.top-above-outside-anywhere": "holds",
     "03.top-above-caption": "holds",
     "03.polarity-loses-the-subject": "holds",
     "03.top-above-picture": "undecided",
-    "03.plan-above-caption": "contradicted",
+    "03.plan-above-caption": "undecided",
     "04.subject-follows": "holds",
     "04.more-arrives": "holds",
     "04.level-is-around": "holds",
@@ -198,8 +200,7 @@ HEADLINES = {  # what the sentences under Results rest on
 
 
 def test_the_headline_findings_are_those_of_the_ledger():
-    rows = json.loads((ROOT / "docs" / "claims.json").read_text())
-    said = {row["id"]: row["verdict"] for row in rows if row["model"] == "toy"}
+    said = {row["id"]: row["verdict"] for row in published.ledger() if row["model"] == "toy"}
     assert {id: said[id] for id in HEADLINES} == HEADLINES, "rewrite the sentences above the README's table"
 
 

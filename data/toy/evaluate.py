@@ -4,7 +4,7 @@
 
 Prompts: 256 captions of the "test" split (in no training set) and 256 with a held-out shape-colour pair. The words of a
 generated image are read by the ToyWorld CLIP, whose own accuracy on fresh renders stands beside every figure. Shape and
-light are read a second time, off the pixels (pixels.py), and the companion there alone: the CLIP sees it too small.
+light are read a second time, off the pixels (pixels.py), and the companion there alone.
 """
 
 import json
@@ -34,11 +34,10 @@ def right(images, scenes, by_pixels) -> pd.DataFrame:
     """Which words the CLIP and the pixels read as the scenes say: 1, 0, or nan where a scene leaves the word open."""
     read, said = readout.read_attributes(images), pd.DataFrame(map(vars, scenes))
     table = pd.DataFrame({name: read[name] == said[name] for name in GOALS if name != "companion"})
-    table["companion"] = by_pixels.companion_shape == said.companion_shape
+    table["companion"] = by_pixels.companion == said.companion
     for name in ("shape", "light"):
         table[f"{name}, by pixels"] = by_pixels[name] == said[name]
         table[f"CLIP and pixels agree on {name}"] = read[name] == by_pixels[name]
-    said = said.assign(companion=said.companion_shape)
     named = {name: said.get(name.partition(",")[0], said["shape"]).notna() for name in table}
     return table.astype(float).where(pd.DataFrame(named))
 
@@ -59,7 +58,7 @@ def on_renders(split: str) -> dict:
 
 
 def read_pixels(images, scenes) -> pd.DataFrame:
-    """Shape, light and the companion's shape by pixels, one row an image."""
+    """Shape, light and companion by pixels, one row an image."""
     read = delayed(pixels.read)
     return pd.DataFrame(Parallel(n_jobs=-1)(read(np.asarray(i), s) for i, s in zip(images, scenes, strict=True)))
 

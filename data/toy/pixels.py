@@ -1,8 +1,9 @@
-"""Read shapes and light off an image's pixels, without any trained evaluator: a second opinion on the ToyWorld CLIP.
+"""Read shape, light and company off an image's pixels, without any trained evaluator: a second opinion on the CLIP.
 
 The caption's colours part the pixels by hue: subject, companion and ground. A thing's shape is the one whose render
 overlaps its pixels most, over places, sizes and turns. The light comes from the side opposite to the darkest stretch of
-ground beside the things. All of it knows the world's rules and the caption's colours, and nothing else.
+ground beside the things. The companion is there if one piece of its colour has a companion's size. All of it knows the
+world's rules and the caption's colours, and nothing else.
 """
 
 from itertools import product
@@ -15,14 +16,13 @@ from massact_utils.toyworld import COLOURS, LIGHTS, SHAPES
 
 SIDE = 48  # pixels in which shapes are compared
 RADII = np.linspace(0.36, 0.86, 9)  # of a subject, in half image widths
-SMALL = np.linspace(0.28, 0.36, 3)  # of a companion
 TURNS = np.deg2rad(np.linspace(-16, 16, 3))
-LEAST = 0.006  # share of the image below which there is no companion
+COMPANION = (0.007, 0.09)  # shares of the image between which a piece is a companion
 
 
 def parts(image, scene) -> np.ndarray:
     """Whose each pixel is, by the caption's colour whose hue is nearest: (H, W), 0 subject, 1 ground, 2 companion."""
-    names = [scene.colour, scene.ground] + [scene.companion_colour] * (scene.companion_colour is not None)
+    names = [scene.colour, scene.ground] + [scene.companion] * (scene.companion is not None)
     x = gaussian_filter(np.asarray(image, float), (0.6, 0.6, 0))
     hue = x / (x.sum(-1, keepdims=True) + 12)  # dark pixels say little
     wanted = np.array([COLOURS[name] for name in names])
@@ -35,12 +35,12 @@ def _largest(mask):
     return pieces == 1 + np.bincount(pieces.ravel())[1:].argmax() if n else mask
 
 
-def _templates(radii, turns):
+def _templates():
     """Every shape in every size and turn amid a field of 2 SIDE: names (T,), spectra, and areas within the picture."""
     axis = (np.arange(2 * SIDE) - SIDE) / SIDE * 2
     x, y = np.meshgrid(axis, axis)
     names, masks = [], []
-    for name, radius, turn in product(SHAPES, radii, turns):
+    for name, radius, turn in product(SHAPES, RADII, TURNS):
         lx, ly = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
         names.append(name)
         masks.append(SHAPES[name](lx / radius, ly / radius) < 0)
@@ -52,31 +52,25 @@ def _padded(mask):
     return rfft2(np.pad(mask.astype(np.float32), ((0, SIDE), (0, SIDE))))
 
 
-LARGE_ONES, SMALL_ONES = _templates(RADII, TURNS), _templates(SMALL, np.deg2rad(np.linspace(-40, 40, 7)))
+TEMPLATES = _templates()
 
 
-def shape_of(mask, templates=LARGE_ONES, hidden=None) -> str:
-    """The shape whose template, anywhere in the picture, has the largest IoU with a mask (96, 96).
-
-    What of a template lies on `hidden` pixels counts neither for it nor against it.
-    """
-    names, spectra, area = templates
+def shape_of(mask) -> str:
+    """The shape whose template, anywhere in the picture, has the largest IoU with a mask (96, 96)."""
+    names, spectra, area = TEMPLATES
     small = np.asarray(mask, np.float32).reshape(SIDE, 2, SIDE, 2).mean((1, 3))
     both = irfft2(_padded(small) * spectra)  # T 2SIDE 2SIDE, by the template's place
-    if hidden is not None:
-        area = area - irfft2(_padded(np.asarray(hidden, float).reshape(SIDE, 2, SIDE, 2).mean((1, 3))) * spectra)
     return str(names[(both / (area + small.sum() - both + 1e-3)).max((1, 2)).argmax()])
 
 
 def read(image, scene) -> dict:
-    """The subject's shape, the light, and the companion's shape: "" where there is nothing of its colour."""
-    whose = parts(image, scene)
-    companion = whose == 2
-    seen = companion.mean() >= LEAST
+    """The subject's shape, the light, and the companion's colour: "" where no piece of it has a companion's size."""
+    whose, (least, most) = parts(image, scene), COMPANION
+    there = least <= _largest(whose == 2).mean() <= most
     return {
         "shape": shape_of(_largest(whose == 0)),
         "light": light_of(image, whose),
-        "companion_shape": shape_of(_largest(companion), SMALL_ONES, whose == 0) if seen else "",
+        "companion": scene.companion if there else "",
     }
 
 

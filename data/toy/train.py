@@ -3,6 +3,7 @@
     python data/toy/train.py vae        --steps 1800 --warm    # the autoencoder
     python data/toy/train.py renders    --steps 65536     # training scenes, drawn once
     torchrun --nproc-per-node 2 data/toy/train.py klein --steps 13500     # text encoder, transformer
+    torchrun --nproc-per-node 2 data/toy/train.py klein --steps 2400 --warm      # goes on, on the full grid
     torchrun --nproc-per-node 2 data/toy/train.py klein --steps 2500 --seed 1    # its channels alone, once more
     python data/toy/train.py clip       --steps 3600      # evaluator: prompt alignment and attribute read-out
     python data/toy/train.py segmenter  --steps 3000      # evaluator: subject, companion and shadow
@@ -29,6 +30,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
+from joblib import Parallel, delayed
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import (
@@ -73,17 +75,22 @@ def as_pixels(images):
 
 
 def train_renders(steps, warm=False):
-    """Draw the training scenes once: as many as steps at full size, for klein and the evaluators, and small ones."""
+    """Draw the training scenes once: as many as steps at full size, for klein and the evaluators, and small ones,
+    which a warm start does without.
+    """
     for name, n, size in (("full", steps, SIZE), ("coarse", 49152, SIZE // 2), ("simple", 49152, SIZE // 2)):
-        if (STATE / f"renders-{name}.npz").exists():
+        if (STATE / f"renders-{name}.npz").exists() or (warm and name != "full"):
             continue
         seed = SEEDS[name]
         images, classes, drawn = np.empty((n, size, size, 3), np.uint8), np.zeros((n, size, size), np.uint8), []
-        for i in tqdm(range(0, n, 128), desc=f"renders {name}", mininterval=30):
-            part = slice(i, min(n, i + 128))
-            images[part], masks, scenes = toyworld.render(scenes_of(name, i)[: n - i], seed=seed + i, size=size)
+        starts, render = range(0, n, 128), delayed(toyworld.render)
+        made = Parallel(n_jobs=-1, return_as="generator")(
+            render(scenes_of(name, i)[: n - i], seed=seed + i, size=size) for i in starts
+        )
+        for i, (pictures, masks, scenes) in zip(starts, tqdm(made, total=len(starts), desc=name), strict=True):
+            part = slice(i, i + len(pictures))
+            images[part], drawn = pictures, drawn + scenes
             classes[part] = sum((k + 1) * masks[name].astype(np.uint8) for k, name in enumerate(PARTS))
-            drawn += scenes
         words = {name: np.array([getattr(scene, name) or "" for scene in drawn]) for name in toyworld.ATTRIBUTES}
         STATE.mkdir(parents=True, exist_ok=True)
         with open(STATE / "renders.tmp", "wb") as file:
@@ -97,7 +104,7 @@ def scenes_of(name, i):
     """
     scenes = toyworld.sample(128 if name != "simple" else 160, seed=SEEDS[name] + i)
     if name == "simple":
-        plain = {"pattern": "plain", "companion_shape": None, "companion_colour": None}
+        plain = {"pattern": "plain", "companion": None}
         scenes = [scene for s in scenes if toyworld.split_of(scene := replace(s, **plain)) == "train"]
     return scenes[:128]
 
@@ -397,22 +404,40 @@ def channel_magnitudes(text_encoder, transformer, batch, sigmas=(0.2, 0.5, 0.9))
     return pd.concat(frames)
 
 
+def published_klein():
+    """Autoencoder, tokenizer, text encoder and transformer of the published pipeline, and the records of its training:
+    steps and samples, losses, and channels.
+    """
+    pipe = Flux2KleinPipeline.from_pretrained(PUBLISHED / "klein", torch_dtype=torch.float32).to(DEVICE)
+    losses = pd.read_parquet(PUBLISHED / "losses.parquet").itertuples(index=False, name=None)
+    records = list(losses), [pd.read_parquet(PUBLISHED / "emergence.parquet")]
+    known = json.loads((PUBLISHED / "training.json").read_text())["klein"]
+    return (pipe.vae.eval(), pipe.tokenizer, pipe.text_encoder, pipe.transformer), known, records
+
+
 def train_klein(steps, warm=False, seed=0):
-    """The text encoder and the transformer together. Another seed than 0 leaves its record of channels alone."""
-    vae = AutoencoderKLFlux2.from_pretrained(STATE / "vae", torch_dtype=torch.float32).to(DEVICE).eval()
-    tokenizer = new_tokenizer()
-    text_encoder, transformer = new_klein(tokenizer)
+    """The text encoder and the transformer together. Another seed than 0 leaves its record of channels alone. A warm
+    start goes on from the published ones on the full grid alone, and adds to their records.
+    """
+    if warm:
+        (vae, tokenizer, text_encoder, transformer), known, (losses, emergence) = published_klein()
+    else:
+        vae = AutoencoderKLFlux2.from_pretrained(STATE / "vae", torch_dtype=torch.float32).to(DEVICE).eval()
+        tokenizer, known, losses, emergence = new_tokenizer(), {"steps": 0, "samples": 0}, [], []
+        text_encoder, transformer = new_klein(tokenizer)
+    before = known["steps"]
     ema = torch.nn.ModuleDict(
         dict(zip(("text_encoder", "transformer"), new_klein(tokenizer), strict=True))
     ).requires_grad_(False)
     ema["text_encoder"].load_state_dict(text_encoder.state_dict())
     ema["transformer"].load_state_dict(transformer.state_dict())
     modules = {"text_encoder": text_encoder, "transformer": transformer, "ema": ema}
-    stage = Stage(f"klein-{seed}" if seed else "klein", steps, 1e-3, modules, warmup=300, seed=seed)
-    history = stage.extra.setdefault("history", {"losses": [], "emergence": [], "samples": 0, "recent": []})
-    moments = set(np.unique(np.geomspace(1, steps, 46).astype(int)).tolist())
-    coarse = cached_latents(vae, tokenizer, "coarse", 49152)
-    simple = cached_latents(vae, tokenizer, "simple", 49152)
+    name = f"klein-{seed}" if seed else "klein"
+    stage = Stage(name, steps, 5e-4 if warm else 1e-3, modules, warmup=300, seed=before + seed)
+    start = {"losses": losses, "emergence": emergence, "samples": known["samples"], "recent": []}
+    history = stage.extra.setdefault("history", start)
+    moments = set(np.unique(np.geomspace(1, before + steps, 46).astype(int)).tolist())
+    coarse, simple = (None if warm else cached_latents(vae, tokenizer, name, 49152) for name in ("coarse", "simple"))
     fine = cached_latents(vae, tokenizer, "full", 32768)
     empty = tokenised(tokenizer, [""])
     fixed = (fine[0][:16].float().to(DEVICE), *(t[:16].to(DEVICE) for t in fine[1:]))
@@ -424,12 +449,12 @@ def train_klein(steps, warm=False, seed=0):
         return [part[rows] for part in kept]
 
     def loss_of(share):
-        if stage.step in moments and RANK == 0:
-            frame = channel_magnitudes(text_encoder, transformer, fixed).assign(step=stage.step)
-            history["emergence"].append(frame)
-        batch = (32 if stage.step < COARSE else 24) // WORLD
-        alone = batch * 3 // 4 if stage.step < SIMPLE else 0
-        if stage.step < COARSE:
+        step = before + stage.step
+        if step in moments and RANK == 0:
+            history["emergence"].append(channel_magnitudes(text_encoder, transformer, fixed).assign(step=step))
+        batch = (32 if step < COARSE else 24) // WORLD
+        alone = batch * 3 // 4 if step < SIMPLE else 0
+        if step < COARSE:
             x, ids, attention = map(torch.cat, zip(picked(simple, alone), picked(coarse, batch - alone), strict=True))
         else:
             x, ids, attention = picked(fine, batch)
@@ -444,13 +469,13 @@ def train_klein(steps, warm=False, seed=0):
             predicted = forward(text_encoder, transformer, ids, attention, noisy, sigma, canvas(grid))
         loss = (predicted.float() - noise + x).square().mean()
         with torch.no_grad():  # the average follows the weights of the step before
-            decay = min(0.999, (1 + stage.step) / (10 + stage.step))
+            decay = min(0.999, (1 + step) / (10 + step))
             for average, module in ((ema["text_encoder"], text_encoder), (ema["transformer"], transformer)):
                 torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
         history["samples"] += batch * WORLD
         history["recent"].append(loss.item())
         if len(history["recent"]) == 20:
-            row = (stage.step, history["samples"], math.isqrt(x.shape[1]), float(np.mean(history["recent"])))
+            row = (step, history["samples"], math.isqrt(x.shape[1]), float(np.mean(history["recent"])))
             history["losses"].append(row)
             history["recent"].clear()
         return loss
@@ -458,7 +483,8 @@ def train_klein(steps, warm=False, seed=0):
     loss = stage.run(loss_of)
     if RANK:
         return
-    emergence = [*history["emergence"], channel_magnitudes(text_encoder, transformer, fixed).assign(step=stage.step)]
+    steps = before + stage.step
+    emergence = [*history["emergence"], channel_magnitudes(text_encoder, transformer, fixed).assign(step=steps)]
     emergence = pd.concat(emergence, ignore_index=True).astype(
         {"layer": "int8", "channel": "int16", "mean_abs": "float32", "step": "int32"}
     )
@@ -471,7 +497,7 @@ def train_klein(steps, warm=False, seed=0):
         HERE / "losses.parquet", index=False
     )
     save_klein(vae, ema["text_encoder"], ema["transformer"], tokenizer)
-    note("klein", steps=stage.step, samples=history["samples"], loss=loss)
+    note("klein", steps=steps, samples=history["samples"], loss=loss)
 
 
 def save_klein(vae, text_encoder, transformer, tokenizer):
@@ -591,18 +617,20 @@ def train_clip(steps, warm=False, batch=48):
         loss = loss + 5 * F.binary_cross_entropy_with_logits(where.float(), share)
         thing = torch.where(share[:, :2].amax(1) > 0.5, share[:, :2].argmax(1), 2).flatten(1)  # B 64; 2 is neither
         for part, kind in ((what[:, :shapes], "shape"), (what[:coloured, shapes:], "colour")):
-            both = [torch.from_numpy(words[name][rows][: len(part)]) for name in (kind, f"companion_{kind}")]
-            both = torch.stack([*both, torch.full_like(both[0], part.shape[1])], 1).clamp_max(part.shape[1]).to(DEVICE)
+            known = torch.from_numpy(words[kind][rows][: len(part)])
+            neither = torch.full_like(known, part.shape[1])  # nor is the companion's shape a word
+            beside = torch.from_numpy(words["companion"][rows][: len(part)]) if kind == "colour" else neither
+            both = torch.stack([known, beside, neither], 1).clamp_max(part.shape[1]).to(DEVICE)
             answer = both.gather(1, thing[: len(part)])
             loss = loss + 2 * F.cross_entropy(part.flatten(2).float(), answer, ignore_index=part.shape[1])
         for name in names:
             n, answer = len(toyworld.ATTRIBUTES[name]), torch.from_numpy(words[name][rows]).to(DEVICE)
-            if name in ("colour", "ground", "companion_colour"):
+            if name in ("colour", "ground", "companion"):
                 answer[coloured:] = n  # no colour is asked of a grey image
             asked = answer < n
             part = F.cross_entropy(logits[:, at : at + n][asked], answer[asked])
             part = part + F.cross_entropy(direct[:, at : at + n][asked].float(), answer[asked])
-            loss, at = loss + part * (3 if name in ("shape", "companion_shape") else 1), at + n
+            loss, at = loss + part * (3 if name == "shape" else 1), at + n
         return loss
 
     loss = stage.run(loss_of)

@@ -10,7 +10,7 @@ from ..probes.record import Record
 from ..probes.transport import noised_source
 from .linear import read_out
 
-WORDS = tuple(name for name in toyworld.ATTRIBUTES if not name.startswith("companion"))
+WORDS = tuple(name for name in toyworld.ATTRIBUTES if name != "companion")
 
 
 def swapped(scenes, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
@@ -23,7 +23,7 @@ def swapped(scenes, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, np.ndarray
     """
     rows, pictures, masks = [], [], []
     for base, scene in enumerate(scenes):
-        alone = replace(scene, companion_shape=None, companion_colour=None)
+        alone = replace(scene, companion=None)
         _, _, (full,) = toyworld.render([alone], seed=seed + base)
         some = [("", full)]
         for name in WORDS:
