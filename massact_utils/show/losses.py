@@ -41,7 +41,7 @@ def harm(table, y, *, ax):
     A table with (which, k) down and removed, `y` and channels (text) across. Numbers of neighbouring sets are on other
     sides of their points, so that they seldom meet.
     """
-    sides = {"bottom": [(0, -15)], "outside": [(0, 8)], "energy-matched": [(-34, 6), (40, -12)], "top": [(14, 4)]}
+    sides = {"bottom": [(0, -15)], "outside": [(0, 8)], "energy-matched": [(-36, 4)], "top": [(14, 4)]}
     for which, some in table.groupby(level="which", sort=False):
         ax.plot(some.removed, some[y], "o-", color=COLOURS[which], label=which)
         where = sides.get(which, [(0, 8)])
