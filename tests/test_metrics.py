@@ -141,7 +141,13 @@ def test_collapsed_images():
     for made, share in ((images, 0), (flat, 1)):
         table = metrics.compare(made, images, prompts, others=others)
         assert table.collapsed.mean() == share
-    assert metrics.compare(noise(32), *sample(32), others=sample(32, seed=6)[1]).collapsed.mean() > 0.5
+    many, texts = sample(32)
+    how = dict(others=sample(32, seed=6)[1])
+    fallen = {
+        name: metrics.compare(made, many, texts, **how).collapsed.mean()
+        for name, made in {"intact": many, "another's": many[1:] + many[:1], "noise": noise(32)}.items()
+    }
+    assert fallen["intact"] < 0.1 and fallen["another's"] > 0.5 and fallen["noise"] > 0.25, fallen
     assert not metrics.collapsed(images, [0.5] * 8, [0.4] * 8).any()
     assert metrics.collapsed(images, [0.3] * 8, [0.4] * 8).all()
 

@@ -61,7 +61,7 @@ def test_only_an_exchange_scores(bundled):
         table = transfer.by_attributes(some, texts["source"], texts["target"], images["target"])
         score[name] = table.exchange.mean()
         if name.startswith("pasted"):
-            assert table.lit.mean() < 0.2, "a pasted subject is lit from its own side"
+            assert table.lit.mean() < 0.3, "a pasted subject is lit from its own side (by chance: a third)"
     assert score["source"] == score["target"] == 0
     assert max(score["pasted"], score["pasted there"]) < 0.1
     assert score["asked"] > 0.9, "what is asked for in words, rendered, is a perfect exchange"
