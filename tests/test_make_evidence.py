@@ -186,7 +186,8 @@ def test_a_column_for_a_tiny_flux_pipeline(tmp_path):
     """Notebooks themselves on a folder of FLUX.1, at sizes that show the way and nothing else."""
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "docs" / "evidence").mkdir(parents=True)
-    (tmp_path / "docs" / "claims.json").write_text((ROOT / "docs" / "claims.json").read_text())
+    known = [{name: row[name] for name in row if name != "made"} for row in published.ledger()]
+    (tmp_path / "docs" / "claims.json").write_text(json.dumps(known))
     (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
     call = {"call": {"height": 64, "width": 64, "num_inference_steps": 2}}
     sizes = {
