@@ -141,13 +141,10 @@ def test_collapsed_images():
     for made, share in ((images, 0), (flat, 1)):
         table = metrics.compare(made, images, prompts, others=others)
         assert table.collapsed.mean() == share
-    many, texts = sample(32)
-    how = dict(others=sample(32, seed=6)[1])
-    fallen = {
-        name: metrics.compare(made, many, texts, **how).collapsed.mean()
-        for name, made in {"intact": many, "another's": many[1:] + many[:1], "noise": noise(32)}.items()
-    }
-    assert fallen["intact"] < 0.1 and fallen["another's"] > 0.5 and fallen["noise"] > 0.25, fallen
+    many, texts = sample(192)
+    for made, share in ((many, 0), (many[1:] + many[:1], 0.5), (noise(192), 0.5)):  # at chance: half lie under it
+        found = metrics.compare(made, many, texts, others=sample(64, seed=6)[1]).collapsed.mean()
+        assert abs(found - share) < 0.11, "three standard errors of 192 images"
     assert not metrics.collapsed(images, [0.5] * 8, [0.4] * 8).any()
     assert metrics.collapsed(images, [0.3] * 8, [0.4] * 8).all()
 

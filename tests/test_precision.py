@@ -3,7 +3,6 @@
 On the embedded model, on a tiny one, and on the stand-in of a large one: SD3.5 at its true width, two blocks of it.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +26,9 @@ def tiny_klein(dtype):
 
 
 def rehearsal(dtype):
-    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-    import standins
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+        import standins
 
     pipe, (_, pixels, call) = standins.build("sd3.5-medium", depth=1), standins.MODELS["sd3.5-medium"]
     with torch.no_grad():  # random weights have no massive channels: six are planted

@@ -43,6 +43,10 @@ def test_splits_share_no_caption_and_training_sees_no_held_out_pair():
     for split, scenes in splits.items():
         assert {world.split_of(scene) for scene in scenes} == {split}
     assert not {(s.shape, s.colour) for s in splits["train"]} & world.HELD_OUT
+    drawn = [world._settle(scene, np.random.default_rng(i)) for i, scene in enumerate(splits["train"])]
+    company = {(shape, scene.companion) for scene, shape, _ in drawn if shape}
+    assert len(company) > 50 and not company & world.HELD_OUT
+    assert all(shape != scene.shape and (shape is None) == (scene.companion is None) for scene, shape, _ in drawn)
     assert not {*map(world.caption, splits["train"])} & {*map(world.caption, splits["test"])}
 
 

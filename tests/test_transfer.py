@@ -36,7 +36,7 @@ def test_attributes_of_rendered_scenes():
 @pytest.fixture(scope="module")
 def bundled():
     """Bundled pairs rendered: texts, parsed scenes, images, and masks of source, target and what is asked for."""
-    pairs = mu.prompts.read_pairs("toyworld-pairs", 36)
+    pairs = mu.prompts.read_pairs("toyworld-pairs")
     texts = {"source": pairs.source.tolist(), "target": pairs.target.tolist()}
     texts["asked"] = [transfer.asked(*pair) for pair in zip(*texts.values(), strict=True)]
     made = {name: render(*map(toyworld.parse, some), seed=1) for name, some in texts.items()}
@@ -61,7 +61,7 @@ def test_only_an_exchange_scores(bundled):
         table = transfer.by_attributes(some, texts["source"], texts["target"], images["target"])
         score[name] = table.exchange.mean()
         if name.startswith("pasted"):
-            assert table.lit.mean() < 0.3, "a pasted subject is lit from its own side (by chance: a third)"
+            assert table.lit.mean() < 0.2, "a pasted subject is lit from its own side"
     assert score["source"] == score["target"] == 0
     assert max(score["pasted"], score["pasted there"]) < 0.1
     assert score["asked"] > 0.9, "what is asked for in words, rendered, is a perfect exchange"

@@ -201,7 +201,8 @@ def collapsed(images, aligned, chance) -> np.ndarray:
     """Whether each image shows nothing of its prompt any more: (B,) bool.
 
     It is flat (its grey values spread by less than 2 % of the range), or its `alignment` with its own prompt is no
-    higher than `chance`, that of an intact image with prompts that are not its own. Both hold for any model for which
+    higher than `chance`, that of an intact image with prompts that are not its own. So of images that have nothing to
+    do with their prompts about half are found: read the share, not the single image. Both hold for any model for which
     there is a CLIP.
     """
     flat = np.array([np.asarray(image, np.float32).mean(-1).std() < 0.02 * 255 for image in images])
