@@ -1,6 +1,7 @@
 """Executing notebooks: parameters are checked before, results appear when complete."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -50,6 +51,22 @@ def test_a_notebook_gets_its_parameters_a_folder_and_a_page(folder, capfd):
     assert listed(out) == ["good.unfinished.ipynb", "result.json"]
     assert (folder / "runs" / "other" / "other.html").exists()
     assert "good.ipynb failed: RuntimeError: no such thing" in capfd.readouterr().out
+
+
+def test_pictures_and_links_of_a_notebook_are_found_from_its_page(folder):
+    (folder / "notebooks").mkdir(), (folder / "docs").mkdir()
+    (folder / "docs" / "a.png").touch()
+    path = write_notebook(folder / "notebooks" / "a.ipynb")
+    notebook = nbformat.read(path, as_version=4)
+    text = "![a picture](../docs/a.png) [b](b.ipynb#top) [paper](https://arxiv.org/abs/2605.13974) [here](#there)"
+    notebook.cells.append(new_markdown_cell(text))
+    nbformat.write(notebook, path)
+    assert sweep.main(["notebooks/a.ipynb", "--out", "runs", "--grid", "k", "1"]) == 0
+    (page,) = folder.glob("runs/a/*/a.html")
+    (picture,) = re.findall(r'<img[^>]* src="([^"]+)"', page.read_text())
+    assert (page.parent / picture).resolve() == folder / "docs" / "a.png"
+    assert 'href="../../../notebooks/b.ipynb#top"' in page.read_text()
+    assert 'href="https://arxiv.org/abs/2605.13974"' in page.read_text() and 'href="#there"' in page.read_text()
 
 
 def test_a_list_is_a_parameter_too(folder):

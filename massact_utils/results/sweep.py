@@ -117,6 +117,7 @@ def execute(notebook, folder, parameters, shard="", cwd=".", devices=(), threads
         done = subprocess.run(command, cwd=cwd, env=environment, stderr=subprocess.PIPE if quiet else None, text=True)
         if done.returncode == 0:
             if not shard:
+                rebased(unfinished, Path(cwd, notebook).absolute().parent)
                 page.write_text(HTMLExporter().from_filename(str(unfinished))[0], encoding="utf-8")
             os.replace(unfinished, finished)
             return Outcome("done")
@@ -126,6 +127,20 @@ def execute(notebook, folder, parameters, shard="", cwd=".", devices=(), threads
         return Outcome("waiting" if waits else "failed", f"{error.ename}: {error.evalue}")
     said = [line for line in (done.stderr or "").splitlines() if line.strip()][-1:] or ["papermill or the kernel died"]
     return Outcome("failed", f"exit code {done.returncode}: {said[0]}")
+
+
+def rebased(executed: Path, home: Path) -> None:
+    """Let the relative links and pictures in an executed notebook's text lead to where they led from its `home`."""
+    import nbformat
+
+    def link(found):
+        return f"]({Path(os.path.relpath(home / found[1], executed.parent)).as_posix()})"
+
+    notebook = nbformat.read(executed, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\]\((?![a-z]+:|[#/])([^)\s]+)\)", link, cell.source)
+    nbformat.write(notebook, executed)
 
 
 def attempt(job: Job, pool, shard: str, retries: int, options: dict) -> Outcome:
