@@ -341,10 +341,10 @@ def _pattern(pattern, x, y, u, pixel) -> tuple[np.ndarray, np.ndarray]:
     def bands(coordinate, phase, period):  # signed distance to the nearest edge of a square wave
         return period * (np.abs((coordinate / period + phase) % 1 - 0.5) - 0.25)
 
-    period = 0.42 + 0.12 * u[:, 16]
+    period = 0.56 + 0.14 * u[:, 16]  # no line is finer than a token of the embedded model
     a, b = bands(gx, u[:, 17], period), bands(gy, u[:, 18], period)
     ca, cb = (np.clip(0.5 - d / pixel, 0, 1) for d in (a, b))
-    pitch = 2.4 * 2.0 ** (1.2 * u[:, 19])  # waves over the picture
+    pitch = 3 * 2.0 ** u[:, 19]  # waves over the picture; fewer would look like a plain ground
     waves = []
     for i in range(8):  # of any direction, frequency about the pitch, and phase
         way, often, phase = np.pi * u[:, 20 + i], np.pi * pitch * (0.7 + 0.3 * u[:, 30 + i]), np.pi * u[:, 40 + i]

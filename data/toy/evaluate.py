@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 N, SEED, K = int(os.environ.get("MASSACT_EVALUATE") or 256), 10**9, 12  # no training stage renders with this seed
 GOALS = {"shape": 0.90, "colour": 0.95, "ground": 0.95, "pattern": 0.95, "style": 0.95, "size": 0.90, "place": 0.90}
 GOALS |= {"light": 0.90, "companion": 0.80}
+PARTS = ("subject", "companion", "shadow")
 
 
 def right(images, scenes, by_pixels) -> pd.DataFrame:
@@ -37,9 +38,11 @@ def right(images, scenes, by_pixels) -> pd.DataFrame:
     table["companion"] = by_pixels.companion == said.companion
     for name in ("shape", "light"):
         table[f"{name}, by pixels"] = by_pixels[name] == said[name]
-        table[f"CLIP and pixels agree on {name}"] = read[name] == by_pixels[name]
-    named = {name: said.get(name.partition(",")[0], said["shape"]).notna() for name in table}
-    return table.astype(float).where(pd.DataFrame(named))
+    named = pd.DataFrame({name: said[name.partition(",")[0]].notna() for name in table})
+    same = {name: (read[name] == by_pixels[name]).astype(float) for name in ("shape", "light")}
+    agree = {f"agree on {name}": same[name].where(said[name].notna()) for name in same}
+    agree["agree on light left open"] = same["light"].where(said["light"].isna())
+    return table.astype(float).where(named).assign(**agree)
 
 
 def on_renders(split: str) -> dict:
@@ -51,10 +54,10 @@ def on_renders(split: str) -> dict:
     read, said = readout.read_attributes(images), pd.DataFrame(map(vars, drawn))
     figures |= {name: (read[name] == said[name]).mean() for name in GOALS if name in read}
     for name, mask in masks.items():
-        there = mask.any((1, 2))
-        iou = (found[name] & mask).sum((1, 2))[there] / (found[name] | mask).sum((1, 2))[there]
-        figures[f"IoU of the {name}"] = iou.mean()
-    return {name: round(float(value), 4) for name, value in figures.items()}
+        both, either = (found[name] & mask).sum((1, 2)), (found[name] | mask).sum((1, 2))
+        figures[f"IoU of the {name}"] = (both / either.clip(1))[mask.any((1, 2))].mean()
+        figures[f"IoU of the {name}, over all pixels"] = both.sum() / either.sum()
+    return {name: round(float(value), 4) for name, value in figures.items() if not np.isnan(value)}
 
 
 def read_pixels(images, scenes) -> pd.DataFrame:
@@ -159,13 +162,14 @@ def main():
     sheet([generated["test"][1][i] for i in worst]).save(HERE / "contact_sheet_worst.webp", quality=88)
     card, renders = HERE / "README.md", figures["renders"]
     before, rest = card.read_text().split("<!-- figures -->\n")[:2]
-    ious = "; ".join(f"{name} {renders['test'][name]:.3f}" for name in renders["test"] if name.startswith("IoU"))
-    agree = " and ".join(
-        f"{figures['generated']['test'][f'CLIP and pixels agree on {x}']:.2f} ({x})" for x in ("shape", "light")
-    )
-    body = f"{markdown(quality(figures))}\n\nCLIP and pixels agree on {agree} of the generated images.\n"
+    seen, test = renders["test"], figures["generated"]["test"]
+    iou = {p: [seen[f"IoU of the {p}{of}"] for of in ("", ", over all pixels")] for p in PARTS}
+    ious = "; ".join(f"{part} {mean:.3f} ({pooled:.3f})" for part, (mean, pooled) in iou.items())
+    body = f"{markdown(quality(figures))}\n\nCLIP and pixels agree on {test['agree on shape']:.2f} of the shapes and "
+    body += f"{test['agree on light']:.2f} of the lights that a caption names, and on "
+    body += f"{test['agree on light left open']:.2f} of the lights that it leaves open.\n"
     body += f"Autoencoder: {figures['autoencoder PSNR dB']} dB PSNR over 256 fresh renders. "
-    body += f"Segmenter on fresh renders: {ious}.\n\n"
+    body += f"Segmenter on fresh renders, mean IoU of images (over all pixels): {ious}.\n\n"
     body += f"{markdown(pd.DataFrame(figures['anatomy']).rename_axis('layer'))}\n\n"
     body += f"A caption alone gives a mask of the subject of mIoU {figures['mIoU of the caption alone']:.2f}.\n"
     card.write_text(

@@ -2,15 +2,15 @@
 
 The caption's colours part the pixels by hue: subject, companion and ground. A thing's shape is the one whose render
 overlaps its pixels most, over places, sizes and turns. The light comes from the side opposite to the darkest stretch of
-ground beside the things. The companion is there if one piece of its colour has a companion's size. All of it knows the
-world's rules and the caption's colours, and nothing else.
+ground beside the things. The companion is there if what has its colour is one piece of a companion's size. All of it
+knows the world's rules and the caption's colours, and nothing else.
 """
 
 from itertools import product
 
 import numpy as np
 from scipy.fft import irfft2, rfft2
-from scipy.ndimage import binary_fill_holes, gaussian_filter, label, median_filter, shift
+from scipy.ndimage import binary_fill_holes, binary_opening, gaussian_filter, label, median_filter, shift
 
 from massact_utils.toyworld import COLOURS, LIGHTS, SHAPES
 
@@ -63,14 +63,23 @@ def shape_of(mask) -> str:
     return str(names[(both / (area + small.sum() - both + 1e-3)).max((1, 2)).argmax()])
 
 
+def one_companion(mask) -> bool:
+    """Whether a mask (96, 96) is one piece of a companion's size; thin rims, where soft colours mix, are cut off.
+
+    A second piece of a quarter of the first is one too many.
+    """
+    pieces, n = label(binary_opening(mask, iterations=2))
+    sizes = np.sort(np.bincount(pieces.ravel())[1:])[::-1] / mask.size
+    return bool(n and COMPANION[0] <= sizes[0] <= COMPANION[1] and sizes[1:2].sum() < sizes[0] / 4)
+
+
 def read(image, scene) -> dict:
-    """The subject's shape, the light, and the companion's colour: "" where no piece of it has a companion's size."""
-    whose, (least, most) = parts(image, scene), COMPANION
-    there = least <= _largest(whose == 2).mean() <= most
+    """The subject's shape, the light, and the companion's colour: "" if it is not one piece of its size."""
+    whose = parts(image, scene)
     return {
         "shape": shape_of(_largest(whose == 0)),
         "light": light_of(image, whose),
-        "companion": scene.companion if there else "",
+        "companion": scene.companion if one_companion(whose == 2) else "",
     }
 
 

@@ -69,6 +69,18 @@ def bf16():
     return torch.autocast(DEVICE, torch.bfloat16)
 
 
+def in_float32(attention):
+    """Attention in float32: on a CPU its backward takes five times as long in bfloat16."""
+
+    def attend(query, key, value, attn_mask=None, **how):
+        with torch.autocast(DEVICE, enabled=False):
+            if attn_mask is not None and attn_mask.is_floating_point():
+                attn_mask = attn_mask.float()
+            return attention(query.float(), key.float(), value.float(), attn_mask=attn_mask, **how).to(query.dtype)
+
+    return attend
+
+
 def as_pixels(images):
     """Images (n, size, size, 3) uint8 as (n, 3, size, size) float in [-1, 1] on the device."""
     return torch.from_numpy(np.ascontiguousarray(images)).to(DEVICE).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -568,6 +580,17 @@ def new_clip():
     return VisionTextDualEncoderModel(config).to(DEVICE, memory_format=torch.channels_last), tokenizer, images
 
 
+def published_clip(clip, tokenizer):
+    """The weights of the published CLIP, the embeddings of its words at the numbers of a new tokenizer."""
+    weights = VisionTextDualEncoderModel.from_pretrained(PUBLISHED / "clip", dtype=torch.float32).state_dict()
+    key = "text_model.embeddings.token_embedding.weight"
+    known, new = CLIPTokenizer.from_pretrained(PUBLISHED / "clip").get_vocab(), tokenizer.get_vocab()
+    words = [word for word in new if word in known]
+    rows = clip.state_dict()[key].clone()
+    rows[[new[word] for word in words]] = weights[key][[known[word] for word in words]].to(rows)
+    return weights | {key: rows}
+
+
 def train_clip(steps, warm=False, batch=48):
     """Contrastive on whole captions, plus the zero-shot read-out of each attribute it will be used for.
 
@@ -576,12 +599,14 @@ def train_clip(steps, warm=False, batch=48):
     images are grey and ask for no colour, so that a shape is read the same in any colour, held-out pairs' included.
     """
     clip, tokenizer, processor = new_clip()
+    if warm:
+        clip.load_state_dict(published_clip(clip, tokenizer))
     n_words = sum(map(len, toyworld.ATTRIBUTES.values()))
     shapes, colours = len(toyworld.SHAPES), len(toyworld.COLOURS)
     heads = {"where": torch.nn.Conv2d(96, 3, 1), "words": torch.nn.Linear(192, n_words)}
     heads["what"] = torch.nn.Conv2d(96, shapes + colours, 1)
     heads = torch.nn.ModuleDict(heads).to(DEVICE)
-    stage = Stage("clip", steps, 2e-3, {"clip": clip, "heads": heads}, warmup=400)
+    stage = Stage("clip", steps, 1e-3 if warm else 2e-3, {"clip": clip, "heads": heads}, warmup=400)
     names, coloured = list(toyworld.ATTRIBUTES), batch // 2
     questions = [toyworld.question(name, word) for name in names for word in toyworld.ATTRIBUTES[name]]
     captions, words, images, classes = renders()
@@ -602,8 +627,8 @@ def train_clip(steps, warm=False, batch=48):
         rows = torch.randint(len(images), (batch,)).numpy()
         pixels = as_pixels(images[rows])
         pixels[coloured:] = pixels[coloured:].mean(1, keepdim=True)
-        blur = 0.03 * torch.randn_like(pixels) * torch.rand(batch, 1, 1, 1, device=DEVICE)
-        pixels = (pixels + blur).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
+        noise = 0.03 * torch.randn_like(pixels) * torch.rand(batch, 1, 1, 1, device=DEVICE)
+        pixels = (pixels + noise).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
         ids, attention = (torch.cat([asking[k], saying[k][rows[:coloured]]]) for k in ("input_ids", "attention_mask"))
         with bf16():
             seen, said, where, what, direct = forward(pixels, ids, attention)
@@ -641,32 +666,39 @@ def train_clip(steps, warm=False, batch=48):
 
 
 def train_segmenter(steps, warm=False, batch=16):
+    """Cross-entropy, plus the Dice loss of each part, so that small parts count; the first map has the image's size."""
     config = SegformerConfig(
-        num_encoder_blocks=3,
-        depths=[1, 1, 1],
-        sr_ratios=[4, 2, 1],
-        hidden_sizes=[24, 48, 96],
-        patch_sizes=[5, 3, 3],
-        strides=[2, 2, 2],
-        num_attention_heads=[1, 2, 4],
-        mlp_ratios=[3, 3, 3],
-        decoder_hidden_size=48,
+        num_encoder_blocks=4,
+        depths=[1, 1, 1, 1],
+        sr_ratios=[8, 4, 2, 1],
+        hidden_sizes=[16, 32, 64, 96],
+        patch_sizes=[3, 3, 3, 3],
+        strides=[1, 2, 2, 2],
+        num_attention_heads=[1, 1, 2, 4],
+        mlp_ratios=[2, 3, 3, 3],
+        decoder_hidden_size=32,
         drop_path_rate=0.0,
         classifier_dropout_prob=0.0,
         num_labels=4,
         id2label=dict(enumerate(("background", *PARTS))),
         label2id={name: i for i, name in enumerate(("background", *PARTS))},
     )
-    model = SegformerForSemanticSegmentation(config).to(DEVICE)
-    stage = Stage("segmenter", steps, 1e-3, {"segmenter": model}, warmup=200)
+    model = SegformerForSemanticSegmentation(config)
+    if warm:
+        model = SegformerForSemanticSegmentation.from_pretrained(PUBLISHED / "segmenter", dtype=torch.float32)
+    model = model.to(DEVICE)
+    stage = Stage("segmenter", steps, 1e-3 if warm else 2e-3, {"segmenter": model}, warmup=200)
+    forward = torch.compile(lambda pixels: model(pixel_values=pixels).logits, dynamic=False)
     _, _, images, classes = renders()
 
     def loss_of(share):
         rows = torch.randint(len(images), (batch,)).numpy()
         with bf16():
-            logits = model(pixel_values=as_pixels(images[rows])).logits.float()
-        logits = F.interpolate(logits, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
-        return F.cross_entropy(logits, torch.from_numpy(classes[rows]).long().to(DEVICE))
+            logits = forward(as_pixels(images[rows])).float()  # B 4 SIZE SIZE
+        true = torch.from_numpy(classes[rows]).long().to(DEVICE)
+        both = logits.softmax(1)[:, 1:], F.one_hot(true, 4).permute(0, 3, 1, 2)[:, 1:].float()
+        overlap, total = (2 * both[0] * both[1]).sum((0, 2, 3)), (both[0] + both[1]).sum((0, 2, 3))
+        return F.cross_entropy(logits, true) + 0.2 * (1 - overlap / total.clamp_min(1)).mean()
 
     loss = stage.run(loss_of)
     model.half().save_pretrained(HERE / "segmenter")
@@ -698,6 +730,8 @@ if __name__ == "__main__":
     parser.add_argument("--warm", action="store_true", help="start from the published weights, where shapes fit")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
+    if DEVICE == "cpu":
+        F.scaled_dot_product_attention = in_float32(F.scaled_dot_product_attention)
     if WORLD > 1:
         dist.init_process_group("gloo")
     seed = {"seed": arguments.seed} if arguments.stage == "klein" else {}
