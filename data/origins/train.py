@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from networks import GRID, Net, modulated
 from scipy.stats import spearmanr
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 import massact_utils as mu
@@ -38,7 +39,7 @@ from massact_utils.results import storage
 from massact_utils.results.run import watched
 
 HERE = Path(__file__).parent
-STEPS, BATCH, SCENES, SEEDS = 1200, 64, 8192, 3  # of the whole plan
+STEPS, BATCH, SCENES, SEEDS = 1200, 32, 8192, 3  # of the whole plan
 SIGMAS, K, DRAWS, EVERY = (0.2, 0.5, 0.8), 12, 8, 25
 RATE = {"adamw": 1.5e-3, "sgd": 0.2, "muon": 0.01}
 TABLE, DEVICE = HERE / "origins.parquet", "cuda" if torch.cuda.is_available() else "cpu"
@@ -154,8 +155,12 @@ def optimisers(net, change):
     return [torch.optim.AdamW(groups, lr=RATE["adamw"], betas=(0.9, 0.98))]
 
 
-def sample_loss(net, world, change, generator, batch=BATCH):
-    """The loss of one batch: the mean squared error of what the net is to predict, as the change says."""
+@sdpa_kernel(SDPBackend.MATH)  # on a CPU the other one's backward takes 8 times as long in bfloat16
+def sample_loss(net, world, change, generator, batch=BATCH, forward=None):
+    """The loss of one batch: the mean squared error of what the net is to predict, as the change says.
+
+    `forward` may be the net, compiled.
+    """
     rows, cells, weight = torch.randint(len(world.latents), (batch,), generator=generator), slice(None), 1.0
     if change.get("windows") and torch.rand((), generator=generator) < 0.5:  # 4 x 4 tokens around the rows' subjects
         corner = torch.randint(3, (2,), generator=generator)
@@ -175,12 +180,12 @@ def sample_loss(net, world, change, generator, batch=BATCH):
     noise = torch.randn(x.shape, generator=generator).to(DEVICE)
     noisy = x + sigma.view(-1, 1, 1) * (noise - x)
     with torch.autocast(DEVICE, torch.bfloat16):
-        said = net(noisy, sigma, text, cells)
+        said = (net if forward is None else forward)(noisy, sigma, text, cells)
     target = {"velocity": noise - x, "image": x, "noise": noise}[net.target]
     return ((said.float() - target).square() * weight).mean()
 
 
-def train(net, world, change, *, steps, seed=0, batch=BATCH, watch=None, state=None, save=None):
+def train(net, world, change, *, steps, seed=0, batch=BATCH, watch=None, state=None, save=None, forward=None):
     """Train in place: AdamW, 100 steps of warm-up, a fall over the last fifth; `watch(step)` is called every 25 steps.
 
     What a step sees is drawn from the seed and its number, so that all variants of a seed see the same and a run that
@@ -211,7 +216,7 @@ def train(net, world, change, *, steps, seed=0, batch=BATCH, watch=None, state=N
         for one, base in zip(optimiser, rates, strict=True):
             for group, rate in zip(one.param_groups, base, strict=True):
                 group["lr"] = rate * factor
-        loss = sample_loss(net, world, change, torch.Generator().manual_seed(1_000_003 * seed + step), batch)
+        loss = sample_loss(net, world, change, torch.Generator().manual_seed(1_000_003 * seed + step), batch, forward)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         for one in optimiser:
@@ -411,7 +416,8 @@ def one(variant, seed, steps, scenes, folder):
         with whole(path) as beside:
             torch.save(state | {"course": kept}, beside)
 
-    train(net, own, change, steps=steps, seed=seed, watch=course, state=state, save=save)
+    fast = torch.compile(net, dynamic=False)
+    train(net, own, change, steps=steps, seed=seed, watch=course, state=state, save=save, forward=fast)
     net.eval()
     table = pd.concat([course.table(), measured(net, fresh, plain, more, change).assign(step=steps)])
     storage.write(folder / f"{variant}-{seed}.parquet", table.assign(variant=variant, seed=seed))
