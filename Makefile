@@ -59,7 +59,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 workbook: $(STAMP)
-	$(BIN)/python -m massact_utils.sweep $(NOTEBOOKS) --out runs/workbook
+	$(BIN)/python -m massact_utils.sweep $(NOTEBOOKS) --out runs/workbook --workers 2
 
 # One thread in each of the two workers and their kernels: more would fight over the cores. A folder of results of its own,
 # so that the notebooks compute and do not only draw. What looks at these results comes after: the browser tests, whose
