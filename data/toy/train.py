@@ -448,7 +448,7 @@ def train_klein(steps, warm=False, seed=0):
     stage = Stage(name, steps, 5e-4 if warm else 1e-3, modules, warmup=300, seed=before + seed)
     start = {"losses": losses, "emergence": emergence, "samples": known["samples"], "recent": []}
     history = stage.extra.setdefault("history", start)
-    moments = set(np.unique(np.geomspace(1, before + steps, 46).astype(int)).tolist())
+    moments = np.unique(np.geomspace(1, before + steps, 46).astype(int))[:: -6 if seed else 1].tolist()
     coarse, simple = (None if warm else cached_latents(vae, tokenizer, name, 49152) for name in ("coarse", "simple"))
     fine = cached_latents(vae, tokenizer, "full", 32768)
     empty = tokenised(tokenizer, [""])
