@@ -12,7 +12,7 @@ import massact_utils as mu
 
 ROOT = Path(__file__).parents[1]
 MODELS = ["flux.1-dev", "flux.1-schnell", "flux.2-klein-4b", "qwen-image", "sana-1.5-1.6b", "sd3.5-medium"]
-SMALL = [  # the cheapest model: a doubled batch, width 2240; a minute on two idle cores, and over four minutes
+SMALL = [  # the cheapest model: a doubled batch, width 2240; the first takes 4 minutes of one core
     pytest.param("sana-1.5-1.6b", 1, 16),
     pytest.param("sana-1.5-1.6b", 2, 64, marks=pytest.mark.slow),
 ]
