@@ -54,8 +54,12 @@ def test_every_variant_of_the_plan_trains_and_shows_its_image_tokens(variant):
         return train.sample_loss(made, seen, change, torch.Generator().manual_seed(0), batch=8).item()
 
     before = loss()
+    start = {n: p.detach().clone() for n, p in made.named_parameters() if p.requires_grad and p.ndim > 1}
     train.train(made, seen, change, steps=6, batch=8)
     assert loss() < before
+    still = [name for name, p in made.named_parameters() if name in start and torch.equal(p, start[name])]
+    text = ("add_", "context", "txt")  # of the last block, whose text nobody reads
+    assert not [name for name in still if "blocks." in name and not any(part in name for part in text)], "a dead block"
     with mu.attach(made.transformer, stats := mu.ChannelStats()):
         made.velocity(seen.latents.float(), torch.full((8,), 0.5), seen.text.float())
     table = stats.dataset()
@@ -449,16 +453,26 @@ def test_equal_loss_compares_where_both_had_the_worse_ones_loss():
     assert found["equal samples"] == pytest.approx(-1) and found["equal loss"] == pytest.approx(0)
 
 
-def test_the_lead_is_from_the_gates_passing_of_twice_the_median_to_the_channels():
-    rows = []
-    for name, start in (("activation", 100), ("gate", 50)):
+def test_the_lead_says_whose_gate_passed_twice_the_median_for_good_before_the_channel():
+    def course(channel, activation, gate):  # from which step on each is over twice the median; None: never
+        key = dict(variant="base", seed=1, layer=2, channel=channel, sigma=0.5)
+        over = lambda step, since: 1.5 if since is not None and step >= since else 0.5  # noqa: E731
         for step in range(0, 200, 25):
-            for channel in range(12):
-                late = 1000 if channel > 6 else 0  # half of the channels count, not all
-                key = dict(variant="base", seed=1, step=step, layer=2, channel=channel, sigma=0.5)
-                rows.append(key | dict(measure=f"course: {name} of top", value=1.5 if step >= start + late else 0.5))
-    assert verdicts.lead(pd.DataFrame(rows))["base", 1] == 50
-    assert np.isnan(verdicts.lead(pd.DataFrame(rows).query("step < 100"))["base", 1])
+            yield key | dict(step=step, measure="course: activation of top", value=over(step, activation))
+            if step:  # a gate begins at zero, where there is no ratio
+                yield key | dict(step=step, measure="course: gate of top", value=over(step, gate))
+
+    def lead(*courses):
+        return verdicts.lead(pd.DataFrame([row for i, ends in enumerate(courses) for row in course(i, *ends)]))
+
+    assert lead((100, 50), (150, 125))["base", 1] == 1
+    assert lead((100, 50), (100, 150), (100, None))["base", 1] == pytest.approx(-1 / 3)
+    assert lead((100, 100), (None, 25))["base", 1] == 0  # together; and one that never gets there, which does not count
+    assert ("base", 1) not in lead((None, 50), (None, None)).index
+    rows = pd.DataFrame([*course(0, 100, 50)])
+    flash = (rows.step == 25) & (rows.measure == "course: activation of top")
+    assert verdicts.lead(rows.assign(value=rows.value.where(~flash, 3)))["base", 1] == 1, "for good, not for a moment"
+    assert verdicts.lead(rows[rows.measure != "course: gate of top"]).empty
 
 
 def test_the_committed_table_is_of_the_plan_and_small():

@@ -5,6 +5,7 @@ A verdict has the same mark everywhere: a filled one holds, an empty one is cont
 
 import numpy as np
 import pandas as pd
+from matplotlib import rcParams
 from verdicts import LABELS, SHORT
 
 from massact_utils.show.plots import COLOURS
@@ -85,22 +86,27 @@ def grid(rows, variants, claims, *, ax):
     return ax
 
 
-def courses(table, *, ax):
-    """Gate and size of the channels that end largest, and of others, over training: rows of origins.parquet."""
-    rows = table[table.measure.astype(str).str.startswith("course: ") & (table.channel >= 0)]
-    rows = rows.assign(measure=rows.measure.astype(str))
-    for name, part in rows.groupby("measure"):
-        middle = part.groupby("step").value.median()
-        what, which = name.removeprefix("course: ").split(" of ")
-        words = (
-            f"{'|h|' if what == 'activation' else '|g|'}, {'12 that end largest' if which == 'top' else '12 others'}"
-        )
-        look = dict(ls="-" if what == "activation" else "--", color=COLOURS["top" if which == "top" else "median"])
-        ax.plot(middle, label=words, **look)
-    ax.axhline(1, color="#CCCCCC", lw=0.8, zorder=0)
-    ax.set(xlabel="step of training", ylabel="over the median channel, log2")
-    ax.legend(frameon=False, fontsize="small")
-    return ax
+def courses(table, *, axes):
+    """Size and gate of the 12 channels of one training that end largest, on two axes, with a colour for each that ends
+    over twice the median channel: rows of origins.parquet, of one variant and seed.
+    """
+    rows = table[table.channel >= 0].astype({"measure": str})
+    for ax, (what, words) in zip(axes, (("activation", "|h|"), ("gate", "|g|")), strict=True):
+        lines = rows[rows.measure == f"course: {what} of top"].pivot(index="step", columns="channel", values="value")
+        if what == "activation":
+            order = lines.iloc[-1].sort_values(ascending=False)
+            colours = dict(zip(order[order >= 1].index, rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
+        for channel in [c for c in order.index[::-1] if c in lines]:
+            coloured = channel in colours
+            look = dict(color=colours[channel], lw=2, label=f"channel {channel}") if coloured else dict(color="#CCCCCC")
+            ax.plot(lines[channel], **look)
+        ax.axhline(1, color="#888888", lw=0.8, ls="--", zorder=0)
+        ax.set_ylim(bottom=max(ax.get_ylim()[0], -3))  # a gate that passes through zero
+        ax.set(xlabel="step of training", ylabel=f"{words} over the median channel's, log2")
+    if colours:
+        handles, labels = axes[0].get_legend_handles_labels()
+        axes[1].legend(handles[::-1], labels[::-1], frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return axes
 
 
 def equal(course, *, ax):

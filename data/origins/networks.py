@@ -158,10 +158,10 @@ class Net(nn.Module):
 
 def start(model):
     """Matrices by Xavier; modulation and output start at zero, so that every block begins as the identity."""
-    zero = ("modulation", "norm_out", "proj_out", "_mod.1", "norm1.linear", "norm1_context.linear", ".norm.linear")
+    zero = ("modulation", "norm_out", "_mod.1", "norm1.linear", "norm1_context.linear", ".norm.linear")
     zero += ("adaln_single.linear", "time_embed.linear")
-    for name, parameter in model.named_parameters():
-        if any(part in name for part in zero):
+    for name, parameter in model.named_parameters():  # FLUX.1's blocks have a proj_out, too: behind a gate, so not zero
+        if any(part in name for part in zero) or name.startswith("proj_out"):
             nn.init.zeros_(parameter)
         elif parameter.ndim == 2 and "table" not in name:
             nn.init.xavier_uniform_(parameter)

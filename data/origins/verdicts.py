@@ -17,7 +17,7 @@ LABELS = {  # the plan's measures, and what they are made of
     "constant": "constant's share of the top's energy",
     "gate": "rank correlation with the gate",
     "growth": "growth toward the image, log2",
-    "lead": "steps by which the gate comes first",
+    "lead": "gate first minus channel first",
     "moved": "moved with the gate minus stayed",
     "mIoU top": "mIoU, top",
     "mIoU outside": "mIoU, outside",
@@ -28,7 +28,7 @@ SHORT = LABELS | {  # of the architectures' claims, for a narrow place
     "code": "the top parts the subject better",
     "pattern": "the pattern is needed more than the level",
     "gate": "rank correlation with the gate",
-    "lead": "steps by which the gate comes first",
+    "lead": "the gate is large first",
 }
 PARTS = ["loss", "zero top", "zero outside", "zero bottom", "no pattern", "no level"]  # loss, and what edits add
 VERBS = {  # of one claim, of several
@@ -55,15 +55,22 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def lead(table: pd.DataFrame) -> pd.Series:
-    """By how many steps the gate comes before the channels: both when half of the 12 channels that end largest have
-    passed twice the median channel, in the middle layer; (variant, seed), nan where either never does.
+    """Whether the gate comes before the channel, in the middle layer; (variant, seed), nan where there is no gate.
+
+    Of the 12 channels that end largest, those count that pass twice the median channel for good. The share whose gate
+    did so before them, minus the share whose gate did so after them or never.
     """
-    names = ["course: activation of top", "course: gate of top"]
+    names, run = ["course: activation of top", "course: gate of top"], ["variant", "seed"]
     rows = table[table.measure.isin(names)].astype({"variant": str, "measure": str})
-    middle = rows.groupby(["variant", "seed", "measure", "step"]).value.median()
-    first = middle[middle >= 1].reset_index().groupby(["variant", "seed", "measure"]).step.min().unstack()
-    first = first.reindex(columns=names)
-    return (first[names[0]] - first[names[1]]).rename("lead")
+    wide = rows.pivot_table(index=[*run, "channel", "step"], columns="measure", values="value").reindex(columns=names)
+    wide = wide[wide[names[1]].groupby(level=run).transform("any").astype(bool)]
+    steps = wide.index.get_level_values("step").to_series(index=wide.index)
+    under = wide.lt(1) | wide.isna()  # gates start at zero: until they open there is no ratio
+    last = under.mul(steps + 1, axis=0).groupby(level=[*run, "channel"]).max()
+    last = last.where(last.le(steps.groupby(level=[*run, "channel"]).max(), axis=0), np.inf)  # else it never passes
+    passed = last[np.isfinite(last[names[0]])]
+    first = np.sign(passed[names[0]] - passed[names[1]])
+    return first.groupby(level=run).mean().rename("lead")
 
 
 def one(part: pd.DataFrame) -> pd.Series:
