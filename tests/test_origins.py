@@ -266,6 +266,37 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not():
         assert torch.allclose(one, other, atol=1e-5)
 
 
+def test_runs_join_those_of_the_table_and_never_another_recipe(tmp_path, monkeypatch, capsys):
+    def run(variant, seed, value, folder):
+        rows = [dict(variant=variant, seed=seed, step=1, sigma=0.5, measure="loss", value=value)]
+        pd.DataFrame(rows).assign(layer=np.nan, channel=np.nan).to_parquet(folder / f"{variant}-{seed}.parquet")
+
+    here, there, table = tmp_path / "here", tmp_path / "there", tmp_path / "table.parquet"
+    here.mkdir(), there.mkdir()
+    made = train.recipe(train.STEPS, train.SCENES)
+    run("base", 0, 1.0, there), run("flux1", 0, 2.0, there)
+    train.gather(there, made, table)
+    run("flux1", 0, 3.0, here), run("sd3", 0, 4.0, here)
+    train.gather(here, made, table)
+    found = pd.read_parquet(table).astype({"variant": str}).set_index(["variant", "seed"]).value
+    assert found.to_dict() == {("base", 0): 1.0, ("flux1", 0): 3.0, ("sd3", 0): 4.0}
+    with pytest.raises(ValueError, match="another --table"):
+        train.gather(here, made | {"steps": 60}, table)
+    assert len(pd.read_parquet(table)) == 3
+    monkeypatch.setenv("MASSACT_RUNS", str(tmp_path))
+    words = ["train.py", "--table", str(table), "--seeds", "0"]
+    monkeypatch.setattr(sys, "argv", [*words, "--variants", "base,qwen", "--list"])
+    train.main()
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ["1", "0"]
+    monkeypatch.setattr(sys, "argv", [*words, "--variants", "base"])
+    monkeypatch.setattr(train, "one", lambda *of: pytest.fail(f"{of} was trained anew"))
+    train.main()
+    monkeypatch.setattr(sys, "argv", [*words, "--steps", "60"])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert "another --table" in capsys.readouterr().err
+
+
 def test_what_is_measured_is_what_the_tokens_are():
     """An independent reading of one layer's tokens: numpy's eigenvalues, kurtosis by its definition, plain shares."""
     made, seen, states = net(), world(), {}

@@ -424,13 +424,33 @@ def one(variant, seed, steps, scenes, folder):
     path.unlink(missing_ok=True)
 
 
+def known_runs(table, made) -> pd.DataFrame | None:
+    """A table of this recipe, None where there is no table. Raises ValueError where it is of another one."""
+    if not table.exists():
+        return None
+    found, made = pd.read_parquet(table), json.loads(json.dumps(made))
+    other = {name: found.attrs.get(name) for name in made if found.attrs.get(name) != made[name]}
+    if other:
+        raise ValueError(f"{table.name} is of another recipe ({other}); delete it, or name another --table")
+    return found
+
+
 def gather(folder, made, table=TABLE):
-    """All finished runs of one recipe as one tidy table, with the recipe `made` in its attrs."""
-    found = pd.concat([pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))], ignore_index=True)
+    """All finished runs of one recipe as one tidy table, with the recipe `made` in its attrs.
+
+    These are the runs in the folder, and those that the table holds already, as from another machine.
+    """
+    found, old = (
+        pd.concat([pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))]),
+        known_runs(table, made),
+    )
+    if old is not None:
+        new = pd.MultiIndex.from_frame(found[["variant", "seed"]].drop_duplicates())
+        found = pd.concat([found, old[~pd.MultiIndex.from_frame(old[["variant", "seed"]]).isin(new)]])
     whole_numbers = {"seed": "int8", "step": "int16", "layer": "int8", "channel": "int16"}
     found = found.fillna(dict.fromkeys(("layer", "channel"), -1)).astype(whole_numbers)
     found = found.astype({"variant": "category", "measure": "category", "sigma": "float32", "value": "float32"})
-    found = found[["variant", "seed", "step", "layer", "sigma", "channel", "measure", "value"]]
+    found = found[["variant", "seed", "step", "layer", "sigma", "channel", "measure", "value"]].reset_index(drop=True)
     found.attrs = made | {"trial": made["steps"] < STEPS, "torch": torch.__version__.split("+")[0]}
     with whole(table) as beside:
         found.to_parquet(beside, index=False, compression="zstd")
@@ -455,7 +475,12 @@ def main():
     folder, seeds = mu.places.runs() / "origins", [int(seed) for seed in words.seeds.split(",")]
     folder /= hashlib.sha256(json.dumps(made := recipe(words.steps, words.scenes)).encode()).hexdigest()[:12]
     runs = [(variant, seed) for seed in seeds for variant in chosen]
-    done = {(v, s) for v, s in runs if (folder / f"{v}-{s}.parquet").exists()}
+    try:
+        there = known_runs(words.table, made)
+    except ValueError as error:
+        parser.error(str(error))
+    done = set() if there is None else set(there.groupby(["variant", "seed"], observed=True).size().index)
+    done |= {(v, s) for v, s in runs if (folder / f"{v}-{s}.parquet").exists()}
     if words.list:
         for variant in chosen:
             row, ready = known[variant], sum((variant, seed) in done for seed in seeds)
@@ -463,7 +488,7 @@ def main():
         return
     for variant, seed in runs:
         with mine(folder / f"{variant}-{seed}") as free:
-            if free and not (folder / f"{variant}-{seed}.parquet").exists():
+            if free and (variant, seed) not in done and not (folder / f"{variant}-{seed}.parquet").exists():
                 print(f"{variant}, seed {seed}", flush=True)
                 one(variant, seed, words.steps, words.scenes, folder)
                 gather(folder, made, words.table)
