@@ -178,6 +178,7 @@ def test_the_kubernetes_example_asks_for_a_gpu_and_a_shared_folder(monkeypatch):
     assert [mount["name"] for mount in container["volumeMounts"]] == [volume["name"]]
 
 
+CLASSES = ("base", "flux1", "sd3", "qwen", "sana", "pixart")
 HEADLINES = {  # what the sentences under Results rest on
     "02.top-above-outside": "holds",
     "02.top-above-bottom": "holds",
@@ -202,6 +203,11 @@ HEADLINES = {  # what the sentences under Results rest on
     "04.above-pixels": "undecided",
     "04.above-outside": "undecided",
     "04.pattern-is-subject": "holds",
+    **{f"05.{of}-{what}": "holds" for of in CLASSES for what in ("peak", "code", "gate")},
+    **{f"05.{of}-lead": "undecided" if of == "sd3" else "contradicted" for of in CLASSES},
+    "05.no-modulation-peak": "holds",
+    "05.scalar-peak": "holds",
+    "05.rotated-peak": "contradicted",
 }
 
 

@@ -31,15 +31,16 @@ HEADLINES = (  # the README's rows: the paper's three claims, then others that b
     "01.grows-toward-the-image",
 )
 BOXES = (  # what a notebook's box shows first, beside the README's rows
-    "05.no-modulation-peak",
-    "05.rotated-scalar-peak",
-    "05.weighted-code",
+    "05.scalar-peak",
+    "05.rotated-peak",
+    "05.base-lead",
 )
 INTRODUCTION = """\
 A claim is a sentence with an owner, a measure and a threshold that stands before the computation. What is found is a
 mean over n prompts and its 95 % interval. The claim **holds** when the whole interval lies on the claimed side of the
 threshold. It is **contradicted** when the interval lies on the other side, and **undecided** when the interval contains
-the threshold or there is none. A claim that is contradicted stays.
+the threshold or there is none. A claim that is contradicted stays. Of the small trainings of notebook 05 the range over
+seeds stands in the place of the interval.
 
 *Evidence* is what the notebooks found at the size that decides (`make evidence`); its tables stand in `docs/evidence/`.
 It is *stale* when the code that made it has changed since. The other rows are from one default run of a notebook: a
