@@ -13,8 +13,8 @@ N_PROMPTS ?= $(if $(filter toy,$(MODEL)),,8)
 DEVICE ?= cuda
 # glibc keeps the memory of freed tensors, where it would give it to the kernel and fetch it anew: of the processor time of
 # generating on a CPU 14 % went there, and a third of the trainings'.
-export MALLOC_MMAP_THRESHOLD_ ?= 8589934592
-export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
+workbook notebooks evidence: export MALLOC_MMAP_THRESHOLD_ ?= 8589934592
+workbook notebooks evidence: export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 BIN := .venv/bin
 STAMP := .venv/.installed
 VOLATILE := metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution metadata.language_info

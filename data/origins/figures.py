@@ -76,7 +76,7 @@ def grid(rows, variants, claims, *, ax):
         row = cells.loc[claim["measure"], variant]
         face, _, ink = MARKS.get(row.verdict, NONE)
         ax.fill([x - 0.5, x + 0.5, x + 0.5, x - 0.5], [y - 0.5, y - 0.5, y + 0.5, y + 0.5], fc=face, ec="#999999")
-        value = "" if np.isnan(row.value) else f"{row.value:.2f}\n"
+        value = "" if np.isnan(row.value) else f"{round(row.value, 2) + 0.0:.2f}\n"
         ax.text(x, y, f"{value}{row.verdict}", ha="center", va="center", color=ink, fontsize=9)
     ax.set(xlim=(-0.5, len(variants) - 0.5), ylim=(len(claims) - 0.5, -0.5))
     ax.set_xticks(range(len(variants)), variants)
