@@ -207,7 +207,7 @@ HEADLINES = {  # what the sentences under Results rest on
     **{f"05.{of}-lead": "undecided" if of == "sd3" else "contradicted" for of in CLASSES},
     "05.no-modulation-peak": "holds",
     "05.scalar-peak": "holds",
-    "05.rotated-peak": "contradicted",
+    **{f"05.{change}-peak": "contradicted" for change in ("rotated", "muon", "bias", "gated-norm")},
 }
 
 
