@@ -6,7 +6,9 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 CONSTRAINTS ?= constraints.txt
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
-NOTEBOOKS ?= notebooks/*.ipynb
+# The longest first, so that none runs alone at the end.
+LONGEST := $(wildcard notebooks/04*.ipynb notebooks/02*.ipynb)
+NOTEBOOKS ?= $(LONGEST) $(filter-out $(LONGEST),$(wildcard notebooks/*.ipynb))
 MODEL ?= flux.2-klein-4b
 # Of toy the notebooks' own numbers, on which their assertions stand.
 N_PROMPTS ?= $(if $(filter toy,$(MODEL)),,8)
@@ -36,7 +38,7 @@ help:
 	@echo "make evidence    the notebooks at the size that decides, into docs/evidence/; goes on where it stopped (MODEL=toy)"
 	@echo "make ledger      README's table, docs/ledger.md and the notebooks' boxes from what docs/ holds; seconds"
 	@echo
-	@echo "NOTEBOOKS='...'          those that workbook and gpu execute (now: $(NOTEBOOKS))"
+	@echo "NOTEBOOKS='...'          those that workbook and gpu execute (now: $(notdir $(NOTEBOOKS)))"
 	@echo "PYTHON=python3.12        the interpreter .venv is made from (3.11 or newer; now: $(PYTHON))"
 	@echo "PIP_FLAGS='...'          more flags for pip install; on Linux without a GPU, torch without its CUDA packages:"
 	@echo "                         make PIP_FLAGS='--extra-index-url $(CPU_WHEELS)'"

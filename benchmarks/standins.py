@@ -177,7 +177,7 @@ def segmenter(images, folder):
 MODELS = {
     "flux.1-dev": (partial(flux, guided=True), 16, dict(max_sequence_length=32)),
     "flux.1-schnell": (partial(flux, guided=False), 16, dict(max_sequence_length=32, guidance_scale=0.0)),
-    "flux.2-klein-4b": (klein, 16, dict(max_sequence_length=48)),
+    "flux.2-klein-4b": (klein, 16, dict(max_sequence_length=48, guidance_scale=1.0)),
     "qwen-image": (qwen, 16, dict(true_cfg_scale=4.0, negative_prompt=" ")),
     "sana-1.5-1.6b": (sana, 32, dict(max_sequence_length=32, use_resolution_binning=False)),
     "sd3.5-medium": (sd3, 16, dict(max_sequence_length=32)),
