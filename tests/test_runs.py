@@ -4,9 +4,9 @@ import json
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -399,12 +399,26 @@ def test_two_threads_are_never_inside_one_lock(tmp_path):
                 time.sleep(0.001)
                 inside.remove(i)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
     assert len(most) == 80 and max(most) == 1
+
+
+def test_a_lock_file_that_another_makes_and_takes_away_meanwhile_is_made_anew(tmp_path, monkeypatch):
+    path, stat, seen = tmp_path / "lock", Path.stat, []
+
+    def after_another(self, **how):
+        if self != path or seen:
+            return stat(self, **how)
+        path.unlink(), path.touch()  # the first holder is done, another holds a file of that name
+        seen.append(stat(self, **how))
+        path.unlink()  # and is done, too
+        return seen[0]
+
+    monkeypatch.setattr(Path, "stat", after_another)
+    with storage.claimed(path, wait=False) as mine:
+        assert mine and seen and path.exists()
+    assert not path.exists()
 
 
 def test_a_second_thread_finds_a_batch_claimed(tmp_path):

@@ -51,6 +51,14 @@ def joined(results: list):
     return xr.concat(results, "image", data_vars="minimal", coords="minimal", compat="equals", join="exact").load()
 
 
+def _is(opened: int, path: Path) -> bool:
+    """Whether an open file is the one of that name. It may lose its name at any moment, so it is looked up once."""
+    try:
+        return os.path.samestat(os.fstat(opened), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def claimed(path: Path, wait: bool):
     """Hold a lock file while the block runs, or yield False when another process or thread has it and not `wait`."""
@@ -67,7 +75,7 @@ def claimed(path: Path, wait: bool):
             os.close(lock[0])
             yield False
             return
-        if path.exists() and os.path.samestat(os.fstat(lock[0]), path.stat()):
+        if _is(lock[0], path):
             break
         os.close(lock[0])  # its holder finished and took the file away between our opening and locking it
     HELD[mine] = lock
