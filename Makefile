@@ -69,11 +69,13 @@ workbook: $(STAMP)
 
 # One thread in each of the two workers and their kernels: more would fight over the cores. A folder of results of its own,
 # so that the notebooks compute and do not only draw. What looks at these results comes after: the browser tests, whose
-# notebooks find them, and the guide to them. A report that PYTEST_ADDOPTS asks for gets a second file; 5: nothing selected.
+# notebooks find them, and the guide to them. The order is that of tests/conftest.py, the longest first. A report that
+# PYTEST_ADDOPTS asks for gets a second file; 5: nothing selected.
 test: $(STAMP)
 	@set -e; runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; export MASSACT_RUNS="$$runs"; \
 	after="tests/test_results.py tests/test_browser.py"; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --nbval --nbval-current-env $$(printf -- '--ignore %s ' $$after); \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env \
+	  $$(printf -- '--ignore %s ' $$after); \
 	PYTEST_ADDOPTS="$${PYTEST_ADDOPTS//.xml/-browser.xml}" $(BIN)/python -m pytest $$after || [ $$? = 5 ]; \
 	echo "What the browser showed is in build/screenshots"
 

@@ -21,3 +21,19 @@ def pytest_configure(config):
     asked = config.option.markexpr
     if "slow" not in asked:
         config.option.markexpr = f"({asked}) and not slow" if asked else "not slow"
+
+
+LONGEST = (  # from a minute up, on two cores
+    "test_rehearsal",
+    "02_disruption",
+    "04_transport",
+    "test_faults",
+    "test_readme",
+    "test_make_evidence",
+    "test_sweep",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest modules begin first: a worker that had one of them last would run alone for minutes."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
