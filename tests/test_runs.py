@@ -399,8 +399,7 @@ def test_two_threads_are_never_inside_one_lock(tmp_path):
                 time.sleep(0.001)
                 inside.remove(i)
 
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(work, range(4)))
+    list(ThreadPoolExecutor(4).map(work, range(4), timeout=30))
     assert len(most) == 80 and max(most) == 1
 
 
