@@ -391,8 +391,9 @@ def test_what_we_now_know_names_every_trained_claim_once():
 @pytest.mark.parametrize(
     "rotated, scalar, both, said",
     [
-        (4, 16, 4, "need Adam's axes, and not modulation's"),
-        (16, 4, 4, "need modulation's axes, and not Adam's"),
+        (4, 16, 4, "need Adam's axes, and not modulation's."),
+        (16, 4, 4, "need modulation's axes, and not Adam's."),
+        (16, 4, 2, "not Adam's; without modulation's, Adam's still make them larger."),
         (4, 4, 4, "need both"),
         (16, 16, 4, "either axes are enough"),
         (16, 16, 16, "need neither"),

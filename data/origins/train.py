@@ -440,13 +440,12 @@ def gather(folder, made, table=TABLE):
 
     These are the runs in the folder, and those that the table holds already, as from another machine.
     """
-    found, old = (
-        pd.concat([pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))]),
-        known_runs(table, made),
-    )
+    found = pd.concat([pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))])
+    old = known_runs(table, made)
     if old is not None:
-        new = pd.MultiIndex.from_frame(found[["variant", "seed"]].drop_duplicates())
-        found = pd.concat([found, old[~pd.MultiIndex.from_frame(old[["variant", "seed"]]).isin(new)]])
+        new = found[["variant", "seed"]].drop_duplicates()
+        there = old[["variant", "seed"]].merge(new, "left", indicator="made").made == "both"
+        found = pd.concat([found, old[~there.to_numpy()]])
     whole_numbers = {"seed": "int8", "step": "int16", "layer": "int8", "channel": "int16"}
     found = found.fillna(dict.fromkeys(("layer", "channel"), -1)).astype(whole_numbers)
     found = found.astype({"variant": "category", "measure": "category", "sigma": "float32", "value": "float32"})

@@ -206,8 +206,8 @@ def sentence(rows: pd.DataFrame) -> str:
 
 def adam_or_modulation(rows: pd.DataFrame) -> str:
     """What the four corners of the two-by-two design say together, in one sentence."""
-    peaks = rows[rows.measure == "peak"].set_index("variant").verdict
-    corners = [peaks.get(name) for name in ("rotated", "scalar", "rotated-scalar")]
+    peaks = rows[rows.measure == "peak"].set_index("variant")
+    corners = [peaks.verdict.get(name) for name in ("rotated", "scalar", "rotated-scalar")]
     if not {*corners} <= {"holds", "contradicted"}:
         return "What we now know: the trainings do not yet tell Adam and modulation apart."
     adam, modulation, both = (word == "holds" for word in corners)
@@ -216,6 +216,8 @@ def adam_or_modulation(rows: pd.DataFrame) -> str:
     elif adam or modulation:
         needed, other = ("Adam", "modulation") if adam else ("modulation", "Adam")
         found = f"massive channels need {needed}'s axes, and not {other}'s"
+        if peaks.high["rotated-scalar"] < peaks.low["rotated" if adam else "scalar"]:
+            found += f"; without {needed}'s, {other}'s still make them larger"
     elif both:
         found = "either axes are enough for massive channels, Adam's or modulation's"
     else:

@@ -39,7 +39,7 @@ def token_masks(
     if not record.sites:
         raise ValueError("the Record has seen no tokens: generate inside `with mu.attach(pipe, record):` first")
     sites = [(s, i) for s in _recorded(step, record.steps) for i in _recorded(layer, record.layers)]
-    tokens = torch.cat([_tokens(record, site, ranks, absolute) for site in sites], -1)  # image N K
+    tokens = _tokens(record, sites, ranks, absolute, -1)  # image N K
     side, heat = _split(tokens, how, record.grid, {})
     mask = side if method == "border" else _foreground(side, heat, polarity, record.grid)
     return tuple(x.reshape(-1, *record.grid).cpu().numpy() for x in (mask, heat))
@@ -65,7 +65,7 @@ def overlaps(record, subject, arms: dict) -> xr.DataArray:
         many = subject.repeat(len(part), 1)  # sites * images, N
         for name, how in sorted(ways.items(), key=lambda item: _channels(item[1])):
             if _channels(how) != last:
-                tokens = torch.cat([_tokens(record, site, how["ranks"], how["absolute"]) for site in part])
+                tokens = _tokens(record, part, how["ranks"], how["absolute"], 0)
                 known, last = {}, _channels(how)
             split = _split(tokens, how, record.grid, known)
             found[name].append(_by_rule(*split, how["method"], record.grid, many))
@@ -196,27 +196,30 @@ def _channels(how: dict) -> tuple:
     return (() if how["ranks"] is None else tuple(map(int, how["ranks"]))), how["absolute"]
 
 
-def _tokens(record, site, ranks, absolute) -> torch.Tensor:
-    """The recorded values of a site: (image, N, K) float32, where the record lies."""
-    values = record[site][1]
-    values = (values if ranks is None else values[..., list(map(int, ranks))]).float()
+def _tokens(record, sites, ranks, absolute, dim) -> torch.Tensor:
+    """The recorded values of some sites, joined along `dim`: (image, N, K) float32, where the record lies."""
+    parts = [record[site][1] for site in sites]
+    parts = parts if ranks is None else [values[..., list(map(int, ranks))] for values in parts]
+    values = torch.cat(parts, dim).float()
     return values.abs() if absolute else values
 
 
-def _scaled(tokens, scaling) -> tuple:
+def _scaled(tokens, scaling, known) -> tuple:
     """Tokens (G, N, K) centred over N, the scale (G, K, 1) of each channel, 0 for a constant one, and heat (G, N)."""
     if scaling == "quantile":
         ordered, at = tokens.sort(1).values, torch.tensor([0.02, 0.98]) * (tokens.shape[1] - 1)
         below, part = ordered[:, at.long()], (at % 1)[:, None].to(tokens)
         ends = torch.lerp(below, ordered[:, at.long() + 1], part)
-        tokens = tokens.clamp(ends[:, :1], ends[:, 1:])
-    x = tokens - tokens.mean(1, keepdim=True)
-    low = x.amin(1, keepdim=True)  # G 1 K
+        tokens, known = tokens.clamp(ends[:, :1], ends[:, 1:]), {}
+    if "range" not in known:
+        x = tokens - tokens.mean(1, keepdim=True)
+        low = x.amin(1, keepdim=True)  # G 1 K
+        known["range"] = x, low, x.amax(1, keepdim=True) - low  # 0 for a constant channel, however its mean was rounded
+    x, low, width = known["range"]
+    varies = width > 0
     if scaling == "standard":
         width, low = x.square().sum(1, keepdim=True).div(x.shape[1]).sqrt(), torch.zeros_like(low)
-    else:
-        width = x.amax(1, keepdim=True) - low
-    scale = torch.where(tokens.amax(1, keepdim=True) > tokens.amin(1, keepdim=True), 1 / width, 0).mT
+    scale = torch.where(varies, 1 / width, 0).mT
     return x, scale, ((x @ scale - low @ scale) / x.shape[2])[..., 0]
 
 
@@ -224,7 +227,7 @@ def _split(tokens, how, grid, known) -> tuple:
     """The two sides of a split and the heat of tokens (G, N, K): (G, N) each; `known` keeps what methods share."""
     scaling, method = how["scaling"], how["method"]
     if scaling not in known:
-        known[scaling] = _scaled(tokens, scaling)
+        known[scaling] = _scaled(tokens, scaling, known)
     x, scale, heat = known[scaling]
     if method == "border":
         heat = clusters.from_border(x, scale, torch.from_numpy(border_of(grid).ravel()).to(x.device))
