@@ -1,12 +1,17 @@
 """ToyWorld: what its captions, seeds and masks promise."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
 
 from massact_utils import toyworld as world
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data" / "toy"))
+import pixels
 
 SCENES = world.sample(96, seed=1)
 IMAGES, MASKS, DRAWN = world.render(SCENES, seed=2)
@@ -151,6 +156,17 @@ def test_a_mask_is_where_the_picture_follows_the_subjects_colour(name):
     (a, masks, _), (b, _, _) = world.render([white] * 8, seed=11), world.render([orange] * 8, seed=11)
     differ = np.abs(a.astype(int) - b).max(-1) > 0.5 * np.abs(a.astype(int) - b).max((1, 2, 3), keepdims=True)[..., 0]
     assert ((differ & masks["subject"]).sum() / (differ | masks["subject"]).sum()) > 0.97
+
+
+def test_the_second_opinion_reads_a_renders_pixels():
+    """Shape, light and companion, without a trained evaluator; a picture of another scene is read otherwise."""
+    read = [pixels.read(image, scene) for image, scene in zip(IMAGES, DRAWN, strict=True)]
+    for name in ("shape", "light"):
+        assert np.mean([found[name] == getattr(scene, name) for found, scene in zip(read, DRAWN, strict=True)]) > 0.97
+    with_one = [i for i, scene in enumerate(DRAWN) if scene.companion]
+    assert np.mean([read[i]["companion"] == DRAWN[i].companion for i in with_one]) > 0.97
+    alone, _, _ = world.render([replace(DRAWN[i], companion=None) for i in with_one], seed=2)
+    assert not any(pixels.read(image, DRAWN[i])["companion"] for image, i in zip(alone, with_one, strict=True))
 
 
 def test_no_scenes_is_an_error():

@@ -1,9 +1,9 @@
 """Read shape, light and company off an image's pixels, without any trained evaluator: a second opinion on the CLIP.
 
 The caption's colours part the pixels by hue: subject, companion and ground. A thing's shape is the one whose render
-overlaps its pixels most, over places, sizes and turns. The light comes from the side opposite to the darkest stretch of
-ground beside the things. The companion is there if what has its colour is one piece of a companion's size. All of it
-knows the world's rules and the caption's colours, and nothing else.
+overlaps its pixels most, over places, sizes and turns. The light is the one whose cast shadows would lie where the
+ground is dark. The companion is there if what has its colour is one piece of a companion's size. All of it knows the
+world's rules and the caption's colours, and nothing else.
 """
 
 from itertools import product
@@ -11,6 +11,7 @@ from itertools import product
 import numpy as np
 from scipy.fft import irfft2, rfft2
 from scipy.ndimage import binary_fill_holes, binary_opening, gaussian_filter, label, median_filter, shift
+from scipy.special import expit
 
 from massact_utils.toyworld import COLOURS, LIGHTS, SHAPES
 
@@ -84,18 +85,22 @@ def read(image, scene) -> dict:
 
 
 def light_of(image, whose) -> str:
-    """The light whose shadow zone on the ground is darkest beside the rest of the ground; `whose` as from `parts`."""
-    subject, objects = _largest(whose == 0), whose != 1
-    bright = np.asarray(image, float).sum(-1)
-    bright = bright / gaussian_filter(bright, 12)
-    reach = 0.13 * np.sqrt(max(subject.sum(), 1))
-    solid = binary_fill_holes(subject)
-    darkness = {}
+    """The light whose cast shadows, where they would fall on the ground, go best with its dark pixels; `whose` as from
+    `parts`. Dark is what a shadow makes of the ground's bright tone; the dark tone of a pattern is brighter.
+    """
+    ground, bright = whose == 1, np.asarray(image, float).sum(-1)
+    things = [binary_fill_holes(_largest(whose == i)) for i in (0, 2)]
+    ground = ground & ~things[0] & ~things[1]
+    if not ground.any():
+        return next(iter(LIGHTS))
+    dark = expit((0.55 - bright / np.percentile(bright[ground], 90)) / 0.08)[ground]
+    agree = {}
     for name, (dx, dy) in LIGHTS.items():
-        moved = (
-            np.max([shift(solid.astype(np.float32), (s * reach * dy, s * reach * dx), order=0) for s in (1, 2)], 0)
-            > 0.5
-        )
-        zone = moved & ~objects & ~solid
-        darkness[name] = -bright[zone].mean() if zone.sum() > 8 else -np.inf
-    return max(darkness, key=darkness.get)
+        shadows = [
+            shift(solid.astype(np.float32), (s * reach * dy, s * reach * dx), order=0)
+            for solid, reach in ((thing, 0.13 * np.sqrt(thing.sum())) for thing in things)
+            for s in (1, 2)
+        ]
+        fallen = (np.max(shadows, 0) > 0.5)[ground]
+        agree[name] = np.cov(dark, fallen)[0, 1] / max(fallen.std(), 1e-3)  # dark has one deviation for all lights
+    return max(agree, key=agree.get)
