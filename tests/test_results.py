@@ -16,6 +16,7 @@ from PIL import Image
 import massact_utils as mu
 from massact_utils import toyworld
 from massact_utils.measures import metrics, readout, stability, transfer
+from massact_utils.measures.masks import coverage
 from massact_utils.results import claims, storage
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +89,19 @@ def test_results_that_are_here_have_the_columns_of_the_guide(stem):
     figures = set(re.findall(r"`(\w+\.png)`", SECTIONS[stem]))
     assert {path.name for path in folder.glob("*.png")} == figures
     assert {path.name for path in folder.iterdir() if path.is_dir()} <= {"parts", "explorer", "records", "masks"}
+
+
+def test_the_explorer_of_03_shows_the_masks_of_its_own_images():
+    """A record of other images would fit these subjects no better than any."""
+    if not folders("03_spatial_clustering"):
+        pytest.skip("no results here; `make test` makes them, and `make notebooks`")
+    _, record, images, subject = mu.explorers.kept(folders("03_spatial_clustering")[-1].parent)
+    found = [mu.token_masks(record, layer=layer, polarity="border")[0] for layer in record.layers]
+    found, share = np.stack(found).mean(0), coverage(subject, record.grid)
+    assert len(images) == len(found) == len(share)
+    fit = np.einsum("ihw,jhw->ij", found, share) / np.maximum(found[:, None], share).sum((2, 3))
+    own = np.eye(len(fit), dtype=bool)
+    assert fit[own].mean() > 2 * fit[~own].mean()
 
 
 def test_tables_that_the_package_makes_have_the_columns_of_the_guide(tmp_path):
