@@ -37,15 +37,16 @@ def rehearsal(dtype):
 
 
 def told(pipe, call):
-    """Tables, records and pictures: two prompts, and the second once more with the first's channels, and without."""
+    """Tables, records and pictures: two prompts, the second once more with the first's channels, and both without."""
     stats, record = mu.ChannelStats(quantile=0.99), mu.Record(k=6)
     with mu.attach(pipe, stats, record):
         images = mu.generate(pipe, PROMPTS, seeds=3, **call)
-    table, again = stats.dataset(), [*PROMPTS, PROMPTS[1], PROMPTS[1]]
+    table, again = stats.dataset(), [*PROMPTS, PROMPTS[1], PROMPTS[1], *PROMPTS * 3, PROMPTS[0]]
     top = mu.select_channels(table.mean_abs.mean(["image", "step"]), 6)
-    transport, edit = mu.Transport(record, rows=[None, None, 0, None]), mu.Disrupt(arms=[None, None, None, top])
+    transport = mu.Transport(record, rows=[None, None, 0, *[None] * 8])
+    edit = mu.Disrupt(arms=[None, None, None, *[top] * 8])
     with mu.attach(pipe, transport, edit):
-        images += mu.generate(pipe, again, seeds=[3, 4, 4, 4], **call)
+        images += mu.generate(pipe, again, seeds=[3, 4, 4, 4, *range(4, 11)], **call)
     return dict(table=table, top=top, record=record, images=images, moved=edit.changed())
 
 
@@ -97,15 +98,19 @@ def test_masks_are_those_of_float32(runs, dtype, method):
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_edits_do_what_they_do_in_float32(runs, dtype):
+    """A disrupted picture is a state that no training has seen, and magnifies errors: eight of them count together."""
     half, whole = runs[dtype], runs[torch.float32]
-    for i in range(6):  # two of a first generation; intact, intact, transported, disrupted
-        assert metrics.psnr(half["images"][i : i + 1], whole["images"][i : i + 1])[0] > 25, i
-    assert metrics.psnr(whole["images"][4:5], whole["images"][3:4])[0] < 25, "transport did nothing to speak of"
+    psnr = metrics.psnr(half["images"], whole["images"])
+    assert (psnr[:5] > 25).all()  # two of a first generation; intact, intact, transported
+    assert psnr[5:].mean() > 25
+    transported, disrupted = (metrics.psnr(whole["images"][i : i + 1], whole["images"][3:4])[0] for i in (4, 5))
+    assert transported < 25, "transport did nothing to speak of"
+    assert psnr[5] > disrupted + 12, "the error is no quarter of what the edit does"
     np.testing.assert_allclose(half["moved"], whole["moved"], rtol=0.02, atol=1e-6)
 
 
 def test_measures_are_those_of_float32(runs):
-    scores = {of: metrics.alignment(runs[of]["images"], PROMPTS * 3) for of in (torch.float32, *HALVES)}
+    scores = {of: metrics.alignment(runs[of]["images"][:6], PROMPTS * 3) for of in (torch.float32, *HALVES)}
     for dtype in HALVES:
         np.testing.assert_allclose(scores[dtype], scores[torch.float32], atol=0.1)
 
