@@ -159,7 +159,7 @@ def test_a_mask_is_where_the_picture_follows_the_subjects_colour(name):
 
 
 def test_the_second_opinion_reads_a_renders_pixels():
-    """Shape, light and companion, without a trained evaluator; a picture of another scene is read otherwise."""
+    """Shape, light and companion, without a trained evaluator; where no companion is drawn, none is read."""
     read = [pixels.read(image, scene) for image, scene in zip(IMAGES, DRAWN, strict=True)]
     for name in ("shape", "light"):
         assert np.mean([found[name] == getattr(scene, name) for found, scene in zip(read, DRAWN, strict=True)]) > 0.97
