@@ -1,4 +1,4 @@
-from . import measures, models, places, probes, prompts, results, show, toyworld
+from . import experiments, measures, models, places, probes, prompts, results, show, worlds
 from .measures import evidence, metrics
 from .measures.masks import iou, token_masks
 from .models.cost import cost
@@ -25,6 +25,7 @@ __all__ = [
     "blocks",
     "cost",
     "evidence",
+    "experiments",
     "explorers",
     "generate",
     "iou",
@@ -42,5 +43,5 @@ __all__ = [
     "select_channels",
     "show",
     "token_masks",
-    "toyworld",
+    "worlds",
 ]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from massact_utils import toyworld
 from massact_utils.measures import baselines
 from massact_utils.measures.masks import coverage, iou
+from massact_utils.worlds import toyworld
 
 GRID = (6, 9)
 

@@ -9,9 +9,9 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
 import massact_utils as mu
-from massact_utils import toyworld
 from massact_utils.measures import clusters
 from massact_utils.measures.masks import _scaled, border_of
+from massact_utils.worlds import toyworld
 
 
 def tokens(grid=(9, 14), k=12, groups=4, apart=1.0, dtype=torch.float32):

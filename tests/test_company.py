@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from massact_utils import toyworld
 from massact_utils.measures import company
 from massact_utils.measures.masks import as_record, coverage
+from massact_utils.worlds import toyworld
 
 GRID = (6, 9)
 

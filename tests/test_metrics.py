@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, Dinov2Config, Dinov2Model, VisionTextDualEncoderModel
 
-from massact_utils import places, toyworld
+from massact_utils import places
 from massact_utils.measures import metrics, readout
+from massact_utils.worlds import toyworld
 
 
 @pytest.fixture(scope="module", params=["test", "held-out"])

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 import massact_utils as mu
 import tiny
-from massact_utils import toyworld
 from massact_utils.measures import evidence
+from massact_utils.worlds import toyworld
 
 ORIGINS = Path(__file__).parents[1] / "data" / "origins"
 sys.path.insert(0, str(ORIGINS))

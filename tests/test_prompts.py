@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 import massact_utils as mu
-from massact_utils import prompts, toyworld
+from massact_utils import prompts
+from massact_utils.worlds import toyworld
 
 DATA = Path(prompts.BUNDLED)
 

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from transformers import Mask2FormerImageProcessorPil as Processor
 
-from massact_utils import places, toyworld
+from massact_utils import places
 from massact_utils.measures import readout, references
+from massact_utils.worlds import toyworld
 
 CODE = """
 import torch

@@ -14,10 +14,10 @@ import xarray as xr
 from PIL import Image
 
 import massact_utils as mu
-from massact_utils import toyworld
 from massact_utils.measures import metrics, readout, stability, transfer
 from massact_utils.measures.masks import coverage
 from massact_utils.results import claims, storage
+from massact_utils.worlds import toyworld
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "results.md").read_text()

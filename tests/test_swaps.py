@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from massact_utils import toyworld
 from massact_utils.measures import swaps
+from massact_utils.worlds import toyworld
 
 
 @pytest.fixture(scope="module")

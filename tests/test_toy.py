@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import massact_utils as mu
-from massact_utils import toyworld
+from massact_utils.worlds import toyworld
 
 TOY = Path(__file__).parents[1] / "data" / "toy"
 FAST = {"num_inference_steps": 4}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
 
-from massact_utils import toyworld as world
+from massact_utils.worlds import toyworld as world
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data" / "toy"))
 import pixels

@@ -6,10 +6,10 @@ from PIL import Image
 from scipy.stats import binomtest
 
 import massact_utils as mu
-from massact_utils import toyworld
 from massact_utils.measures import perceptual, readout, transfer
 from massact_utils.probes.transport import way
-from massact_utils.toyworld import Scene, caption
+from massact_utils.worlds import toyworld
+from massact_utils.worlds.toyworld import Scene, caption
 
 SAME = dict(place="centre", size="large")
 SOURCE = Scene("circle", "red", "blue", "plain", light="left", style="flat", **SAME)

@@ -31,12 +31,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 import massact_utils as mu
-from massact_utils import toyworld
 from massact_utils.measures import masks
 from massact_utils.places import whole
 from massact_utils.probes import levels
 from massact_utils.results import storage
 from massact_utils.results.run import watched
+from massact_utils.worlds import toyworld
 
 HERE = Path(__file__).parent
 STEPS, BATCH, SCENES, SEEDS = 1200, 32, 8192, 3  # of the whole plan

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from massact_utils.toyworld import ATTRIBUTES, Scene, caption, sample, split_of
+from massact_utils.worlds.toyworld import ATTRIBUTES, Scene, caption, sample, split_of
 
 HERE = Path(__file__).parent
 KINDS = {"shape": ("shape",), "colour": ("colour",), "both": ("shape", "colour")}

@@ -21,8 +21,8 @@ from PIL import Image
 from tqdm import tqdm
 
 import massact_utils as mu
-from massact_utils import toyworld
 from massact_utils.measures import readout
+from massact_utils.worlds import toyworld
 
 HERE = Path(__file__).parent
 N, SEED, K = int(os.environ.get("MASSACT_EVALUATE") or 256), 10**9, 12  # no training stage renders with this seed

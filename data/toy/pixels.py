@@ -13,7 +13,7 @@ from scipy.fft import irfft2, rfft2
 from scipy.ndimage import binary_fill_holes, binary_opening, gaussian_filter, label, median_filter, shift
 from scipy.special import expit
 
-from massact_utils.toyworld import COLOURS, LIGHTS, SHAPES
+from massact_utils.worlds.toyworld import COLOURS, LIGHTS, SHAPES
 
 SIDE = 48  # pixels in which shapes are compared
 RADII = np.linspace(0.36, 0.86, 9)  # of a subject, in half image widths

@@ -48,7 +48,7 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from massact_utils import toyworld
+from massact_utils.worlds import toyworld
 
 STATE = Path(os.environ.get("MASSACT_TRAINING") or Path(__file__).parents[2] / "runs" / "toy")
 HERE = STATE / "published"

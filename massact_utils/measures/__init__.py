@@ -1,10 +1,12 @@
-"""Measures: what numbers are made of.
+"""Measures: what numbers are made of; they run no pipeline.
 
-metrics (images and prompts to numbers), readout (ToyWorld's own evaluators), masks, sites and company (of masks),
-baselines, references, stability, transfer, linear (read-out), evidence (intervals and verdicts). May import: models,
-probes, toyworld.
+May import: places, worlds, models, probes.
 """
+
+from pathlib import Path
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, [path.stem for path in Path(__file__).parent.glob("[!_]*.py")]
+)

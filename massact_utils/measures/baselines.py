@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from .. import toyworld
 from ..models import guess, latents
 from ..probes.words import where, words_seen
+from ..worlds import toyworld
 from .masks import colours, coverage, iou, typical
 
 

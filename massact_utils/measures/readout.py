@@ -10,8 +10,8 @@ from scipy.ndimage import binary_erosion
 from transformers import SegformerForSemanticSegmentation
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
-from .. import toyworld
 from ..models.load import quiet
+from ..worlds import toyworld
 from .metrics import batches, check_pairs, chosen_device, encoder, evaluator, toy
 
 # Words that are read; the companion's is left out, since half of the scenes have none.

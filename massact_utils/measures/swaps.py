@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from .. import toyworld
 from ..probes.record import Record
 from ..probes.transport import noised_source
+from ..worlds import toyworld
 from .linear import read_out
 
 WORDS = tuple(name for name in toyworld.ATTRIBUTES if name != "companion")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .. import toyworld
+from ..worlds import toyworld
 from . import metrics, perceptual, readout
 
 SUBJECT, GROUND, WHOLE = ("size", "colour", "shape"), ("ground", "pattern"), ("light", "style")

@@ -1,9 +1,12 @@
 """Probes: what looks at image tokens or edits them while a pipeline runs.
 
-attach (the hooks), channels (statistics and selection), levels (and patterns), record, doses, disrupt, transport.
-May import: models.
+May import: places, models.
 """
+
+from pathlib import Path
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, [path.stem for path in Path(__file__).parent.glob("[!_]*.py")]
+)

@@ -1,10 +1,12 @@
 """Results: what stays on disk, and how many notebooks are executed.
 
-run (whole batches, each done once), storage, provenance, parameters, claims, published
-(the evidence and the pages made from it), sweep.
-May import: models, measures (for the verdict of a claim).
+May import: places, models, measures (for the verdict of a claim).
 """
+
+from pathlib import Path
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, [path.stem for path in Path(__file__).parent.glob("[!_]*.py")], {"run": ["Incomplete", "Run", "folder"]}
+)

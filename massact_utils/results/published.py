@@ -17,7 +17,7 @@ from .. import places
 from . import claims, provenance
 
 ROOT = places.PACKAGE.parent
-DECIDE = ("toyworld.py", "prompts.py", "models", "probes", "measures")  # of the package: what numbers are made by
+DECIDE = ("worlds", "prompts.py", "models", "probes", "measures")  # of the package: what numbers are made by
 TABLE = "<!-- results -->\n", "<!-- end of results -->"
 BOX = "<!-- verdict -->\n", "<!-- end of verdict -->"
 PICTURE = "first.png"  # in a folder of results: what its notebook shows below the box, as docs/first/NUMBER.png

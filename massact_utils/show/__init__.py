@@ -1,10 +1,12 @@
 """Show: what people look at.
 
-plots, losses and outlines (figures on an `ax`: of channels, of what disruption costs, of masks), explorers (controls
-and a picture that follows them; made of what controls has), page (the same for a page without a kernel).
-May import: models, probes, measures, results.
+May import: every room before it.
 """
+
+from pathlib import Path
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, [path.stem for path in Path(__file__).parent.glob("[!_]*.py")]
+)
