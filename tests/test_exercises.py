@@ -5,7 +5,6 @@ checked for what they find, only that they find it.
 """
 
 import re
-import sys
 from pathlib import Path
 
 import nbformat
@@ -16,10 +15,7 @@ import pytest
 import massact_utils as mu
 import tiny
 from massact_utils.measures import stability
-
-sys.path.insert(0, str(mu.places.data("origins")))
-import train
-import verdicts
+from training.origins import train, verdicts
 
 NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/0[1-5]_*.ipynb"))
 TEXTS = ["a red star", "a blue circle", "a green ring", "a pink arrow"]

@@ -66,7 +66,8 @@ def test_wheel_and_sdist_are_small_and_hold_what_the_notebooks_need(dist):
     assert wheel.stat().st_size < 30 * 2**20 and sdist.stat().st_size < 30 * 2**20
     with tarfile.open(sdist) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
-    tracked = subprocess.run(["git", "ls-files", "data", "massact_utils"], cwd=ROOT, capture_output=True, text=True)
+    rooms = ["data", "massact_utils", "training"]
+    tracked = subprocess.run(["git", "ls-files", *rooms], cwd=ROOT, capture_output=True, text=True)
     assert set(tracked.stdout.split()) <= names
 
 

@@ -1,8 +1,7 @@
-"""The small trainings of data/origins: every change does what it says, and the verdicts follow from the numbers."""
+"""The small trainings of training/origins: every change does what it says, and the verdicts follow from the numbers."""
 
 import copy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,14 +14,7 @@ import massact_utils as mu
 import tiny
 from massact_utils.measures import evidence
 from massact_utils.worlds import toyworld
-
-ORIGINS = Path(__file__).parents[1] / "data" / "origins"
-sys.path.insert(0, str(ORIGINS))
-import factors  # noqa: E402
-import figures  # noqa: E402
-import networks  # noqa: E402
-import train  # noqa: E402
-import verdicts  # noqa: E402
+from training.origins import factors, figures, networks, train, verdicts
 
 PLAN = train.plan()
 

@@ -1,17 +1,13 @@
 """ToyWorld: what its captions, seeds and masks promise."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
 
 from massact_utils.worlds import toyworld as world
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data" / "toy"))
-import pixels
+from training import pixels
 
 SCENES = world.sample(96, seed=1)
 IMAGES, MASKS, DRAWN = world.render(SCENES, seed=2)

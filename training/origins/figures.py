@@ -6,9 +6,10 @@ A verdict has the same mark everywhere: a filled one holds, an empty one is cont
 import numpy as np
 import pandas as pd
 from matplotlib import rcParams
-from verdicts import LABELS, SHORT
 
 from massact_utils.show.plots import COLOURS
+
+from .verdicts import LABELS, SHORT
 
 MARKS = {  # verdict -> face of its mark, its edge, and of words on it
     "holds": ("#444444", "#444444", "white"),

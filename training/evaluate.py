@@ -1,6 +1,6 @@
 """Measure the embedded model and its evaluators; writes metrics.json, the contact sheets and the card's tables.
 
-    python data/toy/evaluate.py
+    python -m training.evaluate
 
 Prompts: 256 captions of the "test" split (in no training set) and 256 with a held-out shape-colour pair. The words of a
 generated image are read by the ToyWorld CLIP, whose own accuracy on fresh renders stands beside every figure. Shape and
@@ -10,11 +10,9 @@ light are read a second time, off the pixels (pixels.py), and the companion ther
 import json
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pixels
 import torch
 from joblib import Parallel, delayed
 from PIL import Image
@@ -24,7 +22,9 @@ import massact_utils as mu
 from massact_utils.measures import readout
 from massact_utils.worlds import toyworld
 
-HERE = Path(__file__).parent
+from . import pixels
+
+HERE = mu.places.data("toy")
 N, SEED, K = int(os.environ.get("MASSACT_EVALUATE") or 256), 10**9, 12  # no training stage renders with this seed
 GOALS = {"shape": 0.90, "colour": 0.95, "ground": 0.95, "pattern": 0.95, "style": 0.95, "size": 0.90, "place": 0.90}
 GOALS |= {"light": 0.90, "companion": 0.80}

@@ -3,13 +3,14 @@
 from contextlib import nullcontext
 from types import SimpleNamespace
 
-import networks
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
 
 import massact_utils as mu
+
+from . import networks
 
 PARTS = ("|shift|", "|1 + scale|", "|gate|")
 COLUMNS = ["layer", "kind", "factor", "channel", "ratio", "as read", "low", "high"]

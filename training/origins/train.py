@@ -1,14 +1,14 @@
 """Train small transformers of diffusers' classes, each with one change, and measure their massive activations.
 
-    python data/origins/train.py --list                                   # the plan, and what is done
-    python data/origins/train.py --part essential                         # every variant and seed of the first half
-    python data/origins/train.py --variants base,rotated --seeds 0,1      # some of them
+    python -m training.origins.train --list                                   # the plan, and what is done
+    python -m training.origins.train --part essential                         # every variant and seed of the first half
+    python -m training.origins.train --variants base,rotated --seeds 0,1      # some of them
 
-What is trained, why, and what would refute it stands in plan.toml, written before any training. networks.py has the
-classes and the changes, and everything else is one recipe for all. To use two cores, start the same command twice, each
-with OMP_NUM_THREADS=1: a run that another process holds is left to it. A run that is finished is skipped; one that was
-killed goes on from its last state. Finished runs lie in runs/origins/<digest of the recipe and the embedded model>/.
-After each of them all go into origins.parquet beside this file.
+What is trained, why, and what would refute it stands in data/origins/plan.toml, written before any training.
+networks.py has the classes and the changes, and everything else is one recipe for all. To use two cores, start the same
+command twice, each with OMP_NUM_THREADS=1: a run that another process holds is left to it. A run that is finished is
+skipped; one that was killed goes on from its last state. Finished runs lie in runs/origins/<digest of the recipe and
+the embedded model>/. After each of them all go into data/origins/origins.parquet.
 """
 
 import argparse
@@ -20,12 +20,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
 
-import networks
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from networks import GRID, Net, modulated
 from scipy.stats import spearmanr
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
@@ -38,11 +36,13 @@ from massact_utils.results import storage
 from massact_utils.results.run import watched
 from massact_utils.worlds import toyworld
 
-HERE = Path(__file__).parent
+from . import networks
+from .networks import GRID, Net, modulated
+
 STEPS, BATCH, SCENES, SEEDS = 1200, 32, 8192, 3  # of the whole plan
 SIGMAS, K, DRAWS, EVERY = (0.2, 0.5, 0.8), 12, 8, 25
 RATE = {"adamw": 1.5e-3, "sgd": 0.2, "muon": 0.01}
-TABLE, DEVICE = HERE / "origins.parquet", "cuda" if torch.cuda.is_available() else "cpu"
+TABLE, DEVICE = mu.places.data("origins", "origins.parquet"), "cuda" if torch.cuda.is_available() else "cpu"
 
 
 warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # bfloat16 tokens, float32 norms: meant
@@ -50,7 +50,7 @@ warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # 
 
 def plan() -> dict:
     """The plan: variant -> part, change, question, note, claims, refuted; architectures have their claims in common."""
-    words = tomllib.loads((HERE / "plan.toml").read_text())
+    words = tomllib.loads(mu.places.data("origins", "plan.toml").read_text())
     rows = {row.pop("variant"): {"claims": words["architectures"]} | row for row in words["variants"]}
     return {name: {"note": "", "refuted": "", "change": {}} | row for name, row in rows.items()}
 

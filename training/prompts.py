@@ -1,4 +1,4 @@
-"""Write the ToyWorld prompt sets beside this file: python data/prompts/make.py
+"""Write the ToyWorld prompt sets into data/prompts: python -m training.prompts
 
 toyworld.txt are captions of the test split, drawn at random. toyworld-pairs.csv are pairs of them for transport. Source
 and target of a pair differ in ground, pattern, place, light and style, so that neither returning the source nor pasting
@@ -7,14 +7,13 @@ colour of one of the two grounds, so that each can stand on the other's. No capt
 rows to tune on and the rows to report share nothing.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
+from massact_utils import places
 from massact_utils.worlds.toyworld import ATTRIBUTES, Scene, caption, sample, split_of
 
-HERE = Path(__file__).parent
+HERE = places.data("prompts")
 KINDS = {"shape": ("shape",), "colour": ("colour",), "both": ("shape", "colour")}
 ALWAYS = ("ground", "pattern", "place", "light", "style")  # in these source and target differ
 

@@ -1,0 +1,1 @@
+"""How the embedded models and the small trainings were made: `python -m training STAGE` makes them anew."""
