@@ -17,26 +17,12 @@ from functools import partial
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from . import grammar, grounds
+from .grounds import COLOURS, DARK, LIGHTS, PATTERNS, PLACES, SHADE
+
 SIZES = {"small": (0.12, 0.17), "large": (0.21, 0.30)}  # share of the image that the whole shape covers
-COLOURS = {
-    "red": (0.86, 0.12, 0.14),
-    "orange": (0.97, 0.53, 0.06),
-    "yellow": (0.97, 0.90, 0.15),
-    "green": (0.13, 0.62, 0.22),
-    "cyan": (0.16, 0.80, 0.86),
-    "blue": (0.14, 0.24, 0.86),
-    "purple": (0.56, 0.18, 0.70),
-    "white": (0.95, 0.95, 0.95),
-}
-PATTERNS = ("plain", "striped", "checkered", "textured")
-PLACES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "centre": (0, 0)}
-LIGHTS = {
-    "left": (1.0, 0.35),
-    "right": (-1.0, 0.35),
-    "above": (0.0, 1.0),
-}  # where its rays go, and shadows fall
 STYLES = ("flat", "outlined", "soft")
-DARK, SHADE, INK = 0.62, 0.45, 0.12  # of the ground's colour: a pattern's other tone, a shadow, an outline
+INK = 0.12  # of the colour: an outline
 
 
 def _regular(n: int, radii=(1.0,), turn: float = -np.pi / 2) -> np.ndarray:
@@ -152,9 +138,7 @@ def caption(scene: Scene) -> str:
     >>> caption(Scene("star", "red", "blue", "striped", place="left"))
     'a red star at the left on a blue striped ground'
     """
-    words = asdict(scene)
-    kept = [part for part in GRAMMAR if not (part[0] == "?" and any(words[name] is None for name in _slots(part)))]
-    return " ".join(part.removeprefix("? ").format(**words) for part in kept)
+    return grammar.say(GRAMMAR, asdict(scene))
 
 
 def parse(text: str) -> Scene:
@@ -163,29 +147,7 @@ def parse(text: str) -> Scene:
     >>> parse("a small red star on a blue striped ground in soft style").style
     'soft'
     """
-    words, found, at, skipped = text.lower().split(), {}, 0, []
-    for part in GRAMMAR:
-        slots = [(slot.strip("{}"), slot[0] == "{") for slot in part.removeprefix("? ").split()]
-        for i, (slot, open_) in enumerate(slots):
-            word, allowed = words[at] if at < len(words) else "(nothing)", ATTRIBUTES[slot] if open_ else (slot,)
-            if word not in allowed:
-                if i == 0 and part[0] == "?":
-                    skipped += allowed
-                    break
-                can = [*(skipped if i == 0 else []), *allowed]
-                raise ValueError(f"word {at + 1} of {text!r} is {word!r}; allowed there: {', '.join(can)}")
-            found |= {slot: word} if open_ else {}
-            at += 1
-        else:
-            skipped = []
-    if at < len(words):
-        can = f"; allowed there: {', '.join(skipped)}, or nothing" if skipped else "; a caption ends there"
-        raise ValueError(f"word {at + 1} of {text!r} is {words[at]!r}{can}")
-    return Scene(**found)
-
-
-def _slots(part: str) -> list[str]:
-    return [word.strip("{}") for word in part.split() if word[0] == "{"]
+    return Scene(**grammar.read(GRAMMAR, ATTRIBUTES, text))
 
 
 def question(attribute: str, word: str) -> str:
@@ -258,9 +220,9 @@ def render(scenes: list[Scene], *, seed: int = 0, size: int = 96):
     share = at(SIZES, word["size"])[:, :, 0, 0]
     share = share.mean(1) + u[:, 0, 0, 0] * (share[:, 1] - share[:, 0]) / 2
     radius = np.sqrt(4 * share / np.array([_AREA[s] for s in word["shape"]], np.float32))[:, None, None]
-    centre = _centre(at(PLACES, word["place"]), radius, u)
+    centre = grounds.centre(at(PLACES, word["place"]), radius, u)
     small = 0.32 + 0.04 * u[:, 3]
-    beside = _beside(centre, radius, small, u)
+    beside = grounds.beside(centre, radius, small, u)
     rays = at(LIGHTS, word["light"])
     cast = [(0.34 + 0.06 * u[:, 4]) * rays[:, i] * np.minimum(radius, 0.7) for i in (0, 1)]
     turns = np.deg2rad(20) * u[:, 5], np.deg2rad(40) * u[:, 6]
@@ -276,7 +238,7 @@ def render(scenes: list[Scene], *, seed: int = 0, size: int = 96):
     fallen = np.maximum(*fallen)
 
     # what things look like
-    tone, edges = _pattern(word["pattern"], x, y, u, pixel)
+    tone, edges = grounds.tones(word["pattern"], x, y, u, pixel)
     ground = (at(COLOURS, word["ground"]) + 0.04 * u[:, 7:10, :, :]) * (DARK + (1 - DARK) * tone[:, None])
     ground = np.where(style["outlined"][:, None], ground * (1 - (1 - INK) * 0.8 * edges[:, None]), ground)
     image = ground * (1 - (1 - SHADE) * fallen[:, None])
@@ -308,50 +270,3 @@ def _settle(scene: Scene, rng) -> tuple[Scene, str | None, np.ndarray]:
     company = next(s for s in shapes if s != scene.shape) if scene.companion else None
     scene = replace(scene, **{name: word for name, word in words.items() if getattr(scene, name) is None})
     return scene, company, rng.uniform(-1, 1, 64)
-
-
-def _centre(place, radius, u) -> np.ndarray:
-    """Centres of subjects (B, 2, 1, 1): on the named side, nearer to it than to another, at times over the border."""
-    most = np.maximum(1 - 0.72 * radius, 0.3)[:, None]
-    side = np.clip(0.46 + 0.16 * u[:, 1:2], 0.3, most)
-    along = 0.7 * u[:, 2:3] * np.minimum(side, most)
-    off = np.concatenate([along, along], 1) * (1 - np.abs(place))
-    middle = 0.12 * u[:, 1:3]
-    return np.where(np.abs(place).sum(1, keepdims=True) > 0, place * side + off, middle).astype(np.float32)
-
-
-def _beside(centre, radius, small, u) -> np.ndarray:
-    """Centres of companions (B, 2, 1, 1): of eight directions the first in which it stays inside, or the best."""
-    angle = np.pi * u[:, 13:14] + np.pi / 4 * np.arange(8)[None, :, None, None]  # B 8 1 1
-    reach = (0.8 + 0.2 * u[:, 14:15]) * radius[:, None] + 0.75 * small[:, None]
-    way = np.stack([np.cos(angle), np.sin(angle)], -3)[..., 0, 0]  # B 8 2
-    most = 1 - 0.8 * small  # B 1 1
-    free = np.clip(centre[:, None, :, 0, 0] + reach[..., 0] * way, -most, most)
-    apart = np.linalg.norm(free - centre[:, None, :, 0, 0], axis=-1)  # B 8
-    stays = apart >= 0.95 * reach[..., 0, 0]
-    best = np.where(stays.any(1), stays.argmax(1), apart.argmax(1))
-    return free[np.arange(len(free)), best][..., None, None].astype(np.float32)
-
-
-def _pattern(pattern, x, y, u, pixel) -> tuple[np.ndarray, np.ndarray]:
-    """Tone of the ground from 0 to 1, and its lines, which an outline follows: (B, H, W) each."""
-    turn = np.pi * u[:, 15]
-    gx, gy = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
-
-    def bands(coordinate, phase, period):  # signed distance to the nearest edge of a square wave
-        return period * (np.abs((coordinate / period + phase) % 1 - 0.5) - 0.25)
-
-    period = 0.56 + 0.14 * u[:, 16]  # no line is finer than a token of the embedded model
-    a, b = bands(gx, u[:, 17], period), bands(gy, u[:, 18], period)
-    ca, cb = (np.clip(0.5 - d / pixel, 0, 1) for d in (a, b))
-    pitch = 3 * 2.0 ** u[:, 19]  # waves over the picture; fewer would look like a plain ground
-    waves = []
-    for i in range(8):  # of any direction, frequency about the pitch, and phase
-        way, often, phase = np.pi * u[:, 20 + i], np.pi * pitch * (0.7 + 0.3 * u[:, 30 + i]), np.pi * u[:, 40 + i]
-        waves.append(np.cos(often * (np.cos(way) * x + np.sin(way) * y) + phase))
-    smooth = sum(waves) / 2.8  # of deviation 0.7
-    line = np.clip(0.5 - (np.abs(np.stack([a, np.minimum(np.abs(a), np.abs(b))])) - 0.018) / pixel, 0, 1)
-    contour = np.clip(1.6 - np.abs(smooth) * 14, 0, 1)
-    which = [pattern[:, None, None] == p for p in PATTERNS[1:]]
-    tone = np.select(which, [ca, ca * cb + (1 - ca) * (1 - cb), 0.5 + 0.5 * np.tanh(smooth)], 1.0)
-    return tone.astype(np.float32), np.select(which, [line[0], line[1], contour], 0.0).astype(np.float32)
