@@ -4,6 +4,8 @@
     python -m training renders --world emoji --steps 65536       # training scenes, drawn once
     torchrun --nproc-per-node 2 -m training klein --world emoji --steps 60000
     torchrun --nproc-per-node 2 -m training klein --world toy --steps 2400 --warm    # from the published weights
+    python -m training clip --world emoji --steps 3600           # evaluator: what a picture shows, word by word
+    python -m training segmenter --world emoji --steps 3000      # evaluator: subject, companion and shadow
     python -m training sprites --folder FOLDER                   # EmojiWorld's drawings
 
 Two processes with a thread each train 1.5 times as fast as one with two threads. A stage's state lies in the folder
@@ -20,7 +22,7 @@ def main() -> None:
         prog="python -m training", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    add("stage", choices=("sprites", "vae", "renders", "klein"))
+    add("stage", choices=("sprites", "vae", "renders", "klein", "clip", "segmenter"))
     add("--world", choices=("toy", "emoji"), default="toy")
     add("--steps", type=int, help="planned steps of the stage over all its runs; of renders, scenes at full size")
     add("--seed", type=int, default=0, help="of klein: another training, whose channels alone are recorded")
@@ -31,7 +33,7 @@ def main() -> None:
         from . import sprites
 
         return sprites.make(args.folder)
-    from . import klein, loop, renders
+    from . import evaluators, klein, loop, renders
 
     embedded = renders.EMBEDDED[args.world]
     loop.begin(args.seed)
@@ -39,10 +41,11 @@ def main() -> None:
         for kind, n in (("simple", klein.N_COARSE), ("coarse", klein.N_COARSE), ("full", args.steps)):
             if n and (kind == "full" or not args.warm):
                 renders.draw(embedded, kind, n)
-    elif args.stage == "vae":
-        klein.train_vae(embedded, args.steps, args.warm)
-    else:
+    elif args.stage == "klein":
         klein.train_klein(embedded, args.steps, args.warm, args.seed)
+    else:
+        stages = {"vae": klein.train_vae, "clip": evaluators.train_clip, "segmenter": evaluators.train_segmenter}
+        stages[args.stage](embedded, args.steps, args.warm)
 
 
 if __name__ == "__main__":

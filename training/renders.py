@@ -20,17 +20,29 @@ BATCH = 128  # scenes that share a seed
 
 
 class Embedded(NamedTuple):
-    """An embedded model's world, and how long its captions are in tokens, chat template included."""
+    """An embedded model's world, and what its trainings have to know of it.
+
+    - text_length: tokens of the longest caption, chat template included; chat: the template of one caption.
+    - looks: the attributes that a patch of a thing shows -> the attribute that says the same of a companion, or None.
+    - colours: attributes that a grey picture does not show; without any, no picture is made grey.
+    """
 
     name: str
     world: object
     text_length: int
-    chat: str  # template of one caption
+    chat: str
+    looks: dict
+    colours: tuple = ()
 
     @property
     def words(self) -> dict:
         """Attribute -> its words."""
         return {name: getattr(words, "words", words) for name, words in self.world.ATTRIBUTES.items()}
+
+    def question(self, name: str, word: str) -> str:
+        """The zero-shot prompt that asks an evaluator for a word."""
+        attribute = self.world.ATTRIBUTES[name]
+        return attribute.phrase.format(word) if hasattr(attribute, "phrase") else self.world.question(name, word)
 
     @property
     def published(self) -> Path:
@@ -44,8 +56,14 @@ class Embedded(NamedTuple):
 
 
 EMBEDDED = {
-    "toy": Embedded("toy", toyworld, 30, "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"),
-    "emoji": Embedded("emoji", emojiworld, 26, "<|im_start|>{{ m.content }}<|im_end|>"),
+    "toy": Embedded(
+        *("toy", toyworld, 30, "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"),
+        looks={"shape": None, "colour": "companion"},
+        colours=("colour", "ground", "companion"),
+    ),
+    "emoji": Embedded(
+        *("emoji", emojiworld, 26, "<|im_start|>{{ m.content }}<|im_end|>"), looks={"thing": "companion"}
+    ),
 }
 
 
