@@ -2,7 +2,7 @@ from . import experiments, measures, models, places, probes, prompts, results, s
 from .measures import evidence, metrics
 from .measures.masks import iou, token_masks
 from .models.cost import cost
-from .models.families import Block, blocks
+from .models.families import FAMILIES, Block, blocks
 from .models.load import generate, load
 from .probes.attach import Site, attach
 from .probes.channels import ChannelStats, select_channels
@@ -14,6 +14,7 @@ from .results.run import Run
 from .show import explorers, plots
 
 __all__ = [
+    "FAMILIES",
     "Block",
     "ChannelStats",
     "Disrupt",

@@ -1,21 +1,28 @@
-"""Calls: what a transformer's own call tells of generation, step, branch and layout; nothing is told by counting
-hooks.
+"""Calls: what a call of a transformer tells: the branch of every row, step, timestep and grid; the one place that adds
+hooks and takes them away.
 """
 
 import inspect
 import itertools
+import math
 import sys
+from collections import Counter
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
 from operator import index
+from types import MethodType
 
 import torch
+from diffusers import DiffusionPipeline, ModularPipeline
 
-from .families import UNKNOWN, family_of
+from .families import family_of, layout_of, transformers_of
 
 _generations = itertools.count()
+_ABSENT = object()
 
 
-def pick(what: str, chosen, n: int):
-    """Indices below n (a range or a list) that an int, a slice or a list of ints names.
+def pick(what: str, chosen, n: int | None):
+    """Indices below n (a range or a list) that an int, a slice or a list of ints names; n None is without an end.
 
     Raises ValueError naming what does not exist, TypeError for anything else.
 
@@ -46,147 +53,356 @@ def bind(transformer, args, kwargs) -> dict:
     return {common.get(name, name): value for name, value in given.items()}
 
 
-def _same(a, b) -> bool:
-    """Whether two batches of latents are equal: tensors (B, ...) or lists, whose rows may be lists with the target
-    last.
-    """
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    return all(torch.equal(*(x[-1] if isinstance(x, list) else x for x in pair)) for pair in zip(a, b, strict=True))
+class CallTracker(ExitStack):
+    """A context in which the calls of a pipeline's transformers, or of a bare one, are followed.
 
-
-class PipelineClock:
-    """Generation, step and pass of a pipeline's calls: a new value of the scheduler's index or of the timestep is the
-    next step, the same again the next pass. A generation begins with a new schedule, or when the index falls back.
+    Inside, `layout` is that of the running call, and None where it denoises nothing or its step is not chosen;
+    `branches` are [(branch, its rows)]. `step` counts the schedule's timesteps, `place` is the index into
+    `scheduler.timesteps`, and `evaluation` counts the calls of a branch at one step. `rows` are the branches of the
+    parts of a batch that no pipeline of diffusers doubles. Whatever `add` and `replace` put in place is gone on exit.
     """
 
-    def __init__(self, pipe):
-        self.pipe, self.schedule, self.key = pipe, None, None
+    def __init__(self, pipe, steps=None, rows=None):
+        super().__init__()
+        self.pipe = None if isinstance(pipe, torch.nn.Module) else pipe
+        self.transformers, self.chosen, self.rows = transformers_of(pipe), steps, rows and tuple(rows)
+        self.layout = self.branches = self.schedule = self.name = self.first = None
+        self.running, self.images, self.seen, self.sums = [], {}, {}, {}
+        self.passes = self.ran = 0
+        ends = [steps.start, steps.stop] if isinstance(steps, slice) else steps
+        if self.pipe is None and any(end and end < 0 for end in (ends if hasattr(ends, "__iter__") else [ends])):
+            raise ValueError(f"steps {steps!r}: a bare transformer has no last step; attach to the pipeline")
+        if unknown := set(self.rows or ()) - {"cond", "uncond", "extra"}:
+            raise ValueError(f"rows {rows!r}: {sorted(unknown)} are no branches; allowed: 'cond', 'uncond', 'extra'")
 
-    def tick(self, timestep: float, latents) -> bool:
-        """Take in a call; whether it begins a generation."""
-        scheduler = self.pipe.scheduler
-        schedule, at = getattr(scheduler, "timesteps", None), getattr(scheduler, "_step_index", None)
-        if at is None and hasattr(scheduler, "_step_index"):
-            at = scheduler._begin_index or 0
-        last, self.key = self.key, (at, timestep)
-        begins = last is None or schedule is not self.schedule or (at is not None and at < last[0])
-        if begins:
-            self.schedule, self.timesteps = schedule, [] if schedule is None else schedule.tolist()
-            self.step, self.passes = at or 0, 0
-        elif self.key == last:
-            self.passes += 1
-        else:
-            self.step, self.passes = self.step + 1 if at is None or at == last[0] else at, 0
-        self.timestep = self.timesteps[self.step] if self.step < len(self.timesteps) else timestep
-        return begins
+    # ------------------------------------------------------------ what is put in place, and taken away on exit
 
-    def count(self) -> int:
-        """Number of steps up to the last one run: a schedule may end on a timestep at which nothing is denoised."""
-        run = getattr(self.pipe, "_num_timesteps", None)
-        return len(self.schedule) if run is None else min(len(self.schedule), self.step + run)
+    def __enter__(self):
+        with ExitStack() as undo:  # an error in here leaves nothing behind
+            undo.push(super().__exit__)
+            for transformer, bound in self.transformers:
+                refuse_caches(transformer)
+                self.add(transformer.register_forward_pre_hook(partial(self._on_call, bound), with_kwargs=True))
+                if hasattr(transformer, "cache_context"):
+                    self.replace(transformer, "cache_context", self._named(transformer.cache_context))
+            self.replace(DiffusionPipeline, "progress_bar", self._on_loop(DiffusionPipeline.progress_bar))
+            self.replace(ModularPipeline, "__call__", self._on_run(ModularPipeline.__call__))
+            for kind in (
+                DiffusionPipeline,
+                ModularPipeline,
+            ):  # every pipeline asks for its device before it does a thing
+                asked = kind._execution_device.fget
+                self.replace(kind, "_execution_device", property(partial(self._on_pipeline, asked)))
+            if self.pipe is not None:
+                self._watch(self.pipe)
+            undo.pop_all()
+        return self
 
+    def __exit__(self, *error):
+        try:
+            if error[0] is None:
+                self._check(self._read())
+        finally:
+            super().__exit__(*error)
 
-class BareClock:
-    """Generation, step and pass of a transformer that no pipeline is given for: it has no schedule. Its first timestep
-    coming back begins a generation, and a pass has the timestep and the latents of the call before.
-    """
+    def add(self, handle):
+        """Keep a hook's handle until the exit."""
+        self.callback(handle.remove)
 
-    def __init__(self):
-        self.first = self.timestep = self.latents = None
+    def replace(self, owner, name: str, value):
+        """Set an attribute until the exit, where it becomes what it was, a wrapper of the user's own included."""
+        before = vars(owner).get(name, _ABSENT)
+        self.callback(delattr, owner, name) if before is _ABSENT else self.callback(setattr, owner, name, before)
+        setattr(owner, name, value)
 
-    def tick(self, timestep: float, latents) -> bool:
-        """Take in a call; whether it begins a generation."""
-        again = timestep == self.timestep and _same(latents, self.latents)
-        begins = self.timestep is None or (timestep == self.first and not again)
-        if begins:
-            self.first, self.step, self.passes = timestep, 0, 0
-        else:
-            self.step, self.passes = (self.step, self.passes + 1) if again else (self.step + 1, 0)
-        self.timestep, self.latents = timestep, latents
-        return begins
+    def replace_step(self, scheduler, around):
+        """Have a scheduler call `around(step, ...)` for its `step(...)`, in copies of the scheduler, too."""
+        step = scheduler.step
+        own = (
+            step.__func__ if getattr(step, "__self__", None) is scheduler else lambda _, *args, **kw: step(*args, **kw)
+        )
 
-    def count(self) -> int:
-        """Steps without an end."""
-        return sys.maxsize
+        @wraps(own)
+        def stepping(self, *args, **kwargs):
+            return around(MethodType(own, self), *args, **kwargs)
 
+        self.replace(scheduler, "step", MethodType(stepping, scheduler))
 
-class Reader:
-    """Follows the calls of a pipeline's transformers; `layout` and `branches` are None outside the chosen steps."""
+    # ------------------------------------------------------------ what pipelines tell while they run
 
-    def __init__(self, pipe, steps):
-        self.pipe, self.chosen, self.bare = pipe, steps, isinstance(pipe, torch.nn.Module)
-        self.clock = BareClock() if self.bare else PipelineClock(pipe)
-        self.layout = self.branches = None
-        if self.bare:
-            ends = [steps.start, steps.stop] if isinstance(steps, slice) else steps
-            if any(end is not None and end < 0 for end in (ends if hasattr(ends, "__iter__") else [ends])):
-                raise ValueError(f"steps {steps!r}: a bare transformer has no last step; attach to the pipeline")
+    def _owns(self, pipe) -> bool:
+        if pipe is self.pipe:
+            return True
+        own = [module for module, _ in self.transformers]
+        return getattr(pipe, "transformer", None) is not None and any(t in own for t, _ in transformers_of(pipe))
 
-    @property
-    def step(self) -> int:
-        """Index of the running step."""
-        return self.clock.step
+    def _on_pipeline(self, asked, pipe):
+        if id(pipe) not in self.images and self._owns(pipe):
+            self._watch(pipe)
+        return asked(pipe)
 
-    @property
-    def timestep(self) -> float:
-        """The scheduler's timestep there, or the call's own."""
-        return self.clock.timestep
+    def _watch(self, pipe):
+        """Follow a pipeline's batch, its guiders and its scheduler."""
+        self.images[id(pipe)] = None
+        prepare, scheduler = getattr(pipe, "prepare_latents", None), getattr(pipe, "scheduler", None)
+        if callable(prepare):
 
-    def enter(self, bound, transformer, args, kwargs):
-        """Forward pre-hook of a transformer; `bound` is the one branch it serves, if it does."""
-        self.layout, given = None, bind(transformer, args, kwargs)
-        layout = family_of(transformer).layout(transformer, given)
+            @wraps(prepare)
+            def prepared(*args, **kwargs):
+                out = prepare(*args, **kwargs)
+                latents = out[0] if isinstance(out, tuple) else out
+                self.images[id(pipe)] = None if latents is None else len(latents)
+                return out
+
+            self.replace(pipe, "prepare_latents", prepared)
+        for guider in getattr(pipe, "components", {}).values():
+            if hasattr(guider, "_identifier_key"):
+                self._watch_guider(guider)
+        if hasattr(scheduler, "step") and id(scheduler) not in self.images:
+            self.images[id(scheduler)] = None
+            self.replace_step(scheduler, self._on_step)
+
+    def _watch_guider(self, guider):
+        """Take a call's branch from the batch that a guider prepared it from."""
+        names = []
+
+        def prepare(plain, *args, **kwargs):
+            batches = plain(*args, **kwargs)
+            names[:] = [getattr(batch, guider._identifier_key) for batch in batches]
+            return batches
+
+        def begin(plain, *args, **kwargs):
+            self.name = names[guider._count_prepared]
+            return plain(*args, **kwargs)
+
+        def end(plain, *args, **kwargs):
+            self.name = None
+            return plain(*args, **kwargs)
+
+        names_of = dict(prepare_inputs=prepare, prepare_inputs_from_block_state=prepare)
+        for method, around in (names_of | dict(prepare_models=begin, cleanup_models=end)).items():
+            self.replace(guider, method, partial(around, getattr(guider, method)))
+
+    def _on_step(self, step, *args, **kwargs):
+        self.passes, self.ran = 0, self.ran + 1
+        return step(*args, **kwargs)
+
+    def _named(self, plain):
+        @contextmanager
+        def named(name, *args, **kwargs):
+            before, self.name = self.name, name
+            try:
+                with plain(name, *args, **kwargs):
+                    yield
+            finally:
+                self.name = before
+
+        return named
+
+    @contextmanager
+    def _run(self, pipe):
+        """While a pipeline that owns a transformer denoises."""
+        self.running.append(pipe)
+        self.passes = 0
+        try:
+            yield
+        finally:
+            self.running.pop()
+
+    def _on_run(self, plain):
+        @wraps(plain)
+        def run(pipe, *args, **kwargs):
+            with self._run(pipe) if self._owns(pipe) else ExitStack():
+                return plain(pipe, *args, **kwargs)
+
+        return run
+
+    def _on_loop(self, plain):
+        @wraps(plain)
+        def loop(pipe, *args, **kwargs):
+            bar = plain(pipe, *args, **kwargs)
+            return _Loop(bar, self._run(pipe)) if self._owns(pipe) else bar
+
+        return loop
+
+    # ------------------------------------------------------------ what a call tells
+
+    def _on_call(self, bound, transformer, args, kwargs):
+        self.layout, call = None, bind(transformer, args, kwargs)
+        layout = layout_of(transformer, call)
         if layout is None:
             return
-        if self.clock.tick(float(torch.as_tensor(given["timestep"]).max()), given["hidden_states"]):
-            self.generation, self.steps = next(_generations), pick("step", self.chosen, self.clock.count())
-            if not isinstance(self.steps, range) and min(self.steps) < self.step:
-                raise ValueError(f"step {min(self.steps)} is not run: this generation begins at step {self.step}")
-        if self.step in self.steps:
-            self.branches = (
-                [(bound, slice(0, len(given["hidden_states"])))] if bound else self._branches(transformer, given)
+        family, total = family_of(transformer), len(call["hidden_states"])
+        timestep = call["timestep"] if layout.timestep is None else layout.timestep
+        numbers = self._read(timestep)
+        self._check(numbers)
+        names = (bound,) if bound else self._names(transformer, family, layout, call, total)
+        self.passes += 1
+        if self._tick(family, numbers[:2], torch.as_tensor(timestep).dtype, names):
+            refuse_caches(transformer)
+            self.generation, self.picked = next(_generations), self._pick()
+        if self.step not in self.picked:
+            return
+        n = total // len(names)
+        self.branches = [(name, slice(i * n, (i + 1) * n)) for i, name in enumerate(names)]
+        self.layout = layout
+
+    def _names(self, transformer, family, layout, call, total) -> tuple[str, ...]:
+        """The branch of each of the equal parts of a call's rows, as the pipeline, or else `rows`, says."""
+        name = self.name and self.name.removeprefix("pred_")
+        if name in ("cond", "uncond"):
+            return (name,)
+        if name and name != "cond_uncond":  # perturbed, or of another modality
+            return ("extra",)
+        pipe = self.running[-1] if self.running else None
+        if pipe is not None and _of_diffusers(pipe):
+            names = ("extra",) if call.get("skip_layers") else self._of_batch(pipe, family, layout, total)
+            if names and self.rows not in (None, names):
+                raise ValueError(f"rows {self.rows}: {type(pipe).__name__} itself says {names}; leave rows= out")
+        else:
+            names = self.rows or (("cond",) if self.pipe is None else None)
+        if not names or total % len(names):
+            raise ValueError(
+                f"{total} rows of {type(transformer).__name__} have no known branches: no pipeline of diffusers that "
+                f"makes {names or 'them'} is running; say attach(..., rows=('uncond', 'cond')), a name for each part "
+                "of the batch, or call the transformer inside `with transformer.cache_context('cond'):`"
             )
-            self.layout = layout
+        return names
 
-    def _branches(self, transformer, given) -> list[tuple[str, slice]]:
-        """The branches in one call, each with its rows: [(branch, slice)].
+    def _of_batch(self, pipe, family, layout, total) -> tuple[str, ...] | None:
+        """The branches that a pipeline's guidance makes of its own batch; None for what it cannot make."""
+        images = layout.images or self.images.get(id(pipe))
+        if images is None:  # a pipeline that prepares its latents elsewhere
+            images = total // 2 if family.doubled and getattr(pipe, "do_classifier_free_guidance", False) else total
+        parts, rest = divmod(total, images)
+        perturbed = getattr(pipe, "do_perturbed_attention_guidance", False)
+        order = ("uncond", "cond", "extra")[-parts:] if perturbed and parts > 1 else family.doubled[:parts]
+        if parts == 1:  # guidance is off at this step, or each branch has a call of its own
+            order = ("cond", "uncond")[self.passes :][:1] if not family.doubled else ("cond",)[self.passes :]
+        return order if not rest and len(order) == parts and (parts == 1 or not self.passes) else None
 
-        Where guidance doubles the batch, the call has as many parts as its batch is times the pipeline's own; elsewhere
-        the first pass of a step is conditional, the second unconditional. Any other pass is "extra".
-        """
-        order, total = family_of(transformer).doubled, len(given["hidden_states"])
-        n = self._rows(transformer, given["hidden_states"]) if order and self.clock.passes == 0 else total
-        if n < total and total % n == 0:
-            if order == UNKNOWN:
-                raise TypeError(
-                    f"{type(transformer).__name__} is not a known Diffusion Transformer, and which half of its doubled "
-                    "batch is conditional cannot be inferred; generate without guidance, or add a row for it to "
-                    "FAMILIES in massact_utils/models/families.py"
+    def _tick(self, family, span, dtype, names) -> bool:
+        """Find the call's step; whether it begins a generation. Raises ValueError for a timestep it cannot place."""
+        eps = max(torch.finfo(dtype).eps, 1e-4) if dtype.is_floating_point else 1e-4
+        low, high = span  # of the tokens that are not at 0, as those of a given first frame are
+        if low < high * (1 - eps):
+            raise ValueError(
+                f"the tokens of one call are at several timesteps, {low:g} to {high:g}, and a probe is told one; "
+                "generate with all frames at the same (ar_step=0, no noise added to given frames)"
+            )
+        scheduler = getattr(self.running[-1] if self.running else self.pipe, "scheduler", None)
+        schedule = getattr(scheduler, "timesteps", None)
+        if schedule is None:
+            return self._count(high, names)
+        begins = schedule is not self.schedule
+        if begins:
+            self.schedule, self.places = schedule, torch.as_tensor(schedule).tolist()
+            top = max(self.places)
+            self.times = [family.time(t, top) for t in self.places]
+            self.order = {t: step for step, t in enumerate(dict.fromkeys(self.places))}
+            self.place = None
+        tolerance = eps * max(map(abs, self.times))
+        near = {i: abs(t - high) for i, t in enumerate(self.times) if abs(t - high) <= tolerance}
+        if not near:
+            raise ValueError(
+                f"timestep {high:g} is not in the schedule of {type(scheduler).__name__}, which are, as the "
+                f"transformer is told them, {', '.join(f'{t:g}' for t in self.times)}; attach to the "
+                "transformer itself, which counts its calls"
+            )
+        after = None if begins else self.place + self.ran
+        self.place, self.ran = after if after in near else min(near, key=near.get), 0
+        self.timestep = self.places[self.place]
+        before, self.step = None if begins else self.step, self.order[self.timestep]
+        back = (self.step, names) == self.first and (self.step != before or self.places.count(self.timestep) == 1)
+        if begins or back:
+            self.first, self.seen = (self.step, names), Counter()
+        self.evaluation = self.seen[self.step, names]
+        self.seen[self.step, names] += 1
+        return begins or back
+
+    def _count(self, timestep, names) -> bool:
+        """A step without a schedule: a new timestep is the next; the first one's coming back begins a generation."""
+        begins = self.first is None or (timestep, names) == self.first
+        if begins:
+            self.first, self.seen, self.step, self.timestep = (timestep, names), Counter(), 0, timestep
+        elif timestep != self.timestep:
+            self.step, self.timestep = self.step + 1, timestep
+        self.place, self.evaluation = self.step, self.seen[self.step, names]
+        self.seen[self.step, names] += 1
+        return begins
+
+    def _pick(self):
+        """The chosen steps of the generation that begins."""
+        self.count = sys.maxsize
+        if self.schedule is not None:
+            ran = getattr(self.running[-1], "_num_timesteps", None) if self.running else None
+            last = len(self.places) if ran is None else min(len(self.places), self.place + ran)
+            self.count = len(set(self.places[:last]))  # a schedule may end on a timestep at which nothing is denoised
+        picked = pick("step", self.chosen, self.count)
+        if self.running and not isinstance(picked, range) and min(picked) < self.step:
+            raise ValueError(f"step {min(picked)} is not run: this generation begins at step {self.step}")
+        return picked
+
+    # ------------------------------------------------------------ the one read of a call
+
+    def watch(self, where: str, tokens: torch.Tensor):
+        """Have tokens checked for values that are not finite, at the next call's read or on exit."""
+        self.sums[where, self.step, tokens.dtype] = tokens.detach().sum(dtype=torch.float32)
+
+    def _read(self, timestep=None) -> list[float]:
+        """The least of a call's timesteps above 0, the largest, and the sums watched since the call before."""
+        values = [*self.sums.values()]
+        if timestep is not None:
+            times = torch.as_tensor(timestep).detach().reshape(-1).float()
+            values = [times.masked_fill(times == 0, math.inf).amin(), times.amax(), *values]
+        return torch.stack([value.to(values[0].device) for value in values]).tolist() if values else []
+
+    def _check(self, numbers):
+        sites, self.sums = [*self.sums], {}
+        for (where, step, dtype), total in zip(sites, numbers[len(numbers) - len(sites) :], strict=True):
+            if not math.isfinite(total):
+                raise FloatingPointError(
+                    f"{where} returned values that are not finite at step {step}, in {dtype}; load with "
+                    "dtype='bfloat16'"
                 )
-            return [(branch, slice(i * n, (i + 1) * n)) for i, branch in enumerate(order[: total // n])]
-        by_pass = ("cond", "extra") if order and order != UNKNOWN else ("cond", "uncond", "extra")
-        return [(by_pass[min(self.clock.passes, len(by_pass) - 1)], slice(0, total))]
-
-    def _rows(self, transformer, latents) -> int:
-        """Images that are generated together: the rows of the pipeline's own latents, as its running call holds them.
-
-        Equal halves of the batch say nothing: rows may share their noise. A transformer that is called by no pipeline
-        has as many rows as its call, unless the pipeline it belongs to says that it guides.
-        """
-        frame = sys._getframe()
-        while frame is not None:
-            caller = frame.f_locals.get("self")
-            if caller is self.pipe or (self.bare and caller is not transformer and _owns(caller, transformer)):
-                own = frame.f_locals.get("latents")
-                if isinstance(own, (torch.Tensor, list)):
-                    return len(own)
-            frame = frame.f_back
-        guides = not self.bare and getattr(self.pipe, "do_classifier_free_guidance", False)
-        half = len(latents) // 2
-        return half if guides and len(latents) % 2 == 0 and _same(latents[:half], latents[half:]) else len(latents)
 
 
-def _owns(caller, transformer) -> bool:
-    """Whether an object is a pipeline of this transformer."""
-    return not isinstance(caller, torch.nn.Module) and getattr(caller, "transformer", None) is transformer
+class _Loop:
+    """A progress bar, as a context or a loop, during which a pipeline is running."""
+
+    def __init__(self, bar, running):
+        self.bar, self.running = bar, running
+
+    def __enter__(self):
+        self.running.__enter__()
+        return self.bar.__enter__()
+
+    def __exit__(self, *error):
+        self.running.__exit__(*error)
+        return self.bar.__exit__(*error)
+
+    def __iter__(self):
+        with self.running:
+            yield from self.bar
+
+    def __getattr__(self, name):
+        return getattr(self.bar, name)
+
+
+def _of_diffusers(pipe) -> bool:
+    """Whether a pipeline's own call is diffusers', whose order of branches is known."""
+    return next(cls for cls in type(pipe).__mro__ if "__call__" in vars(cls)).__module__.startswith("diffusers.")
+
+
+def refuse_caches(transformer) -> None:
+    """Raise RuntimeError, with the remedy, for blocks that a cache skips, which give what they gave last."""
+    hooks = [getattr(module, "_diffusers_hook", None) for module in transformer.modules()]
+    named = [pair for registry in hooks if registry for pair in registry.hooks.items()]
+    caches = sorted({name for name, hook in named if {"cache", "broadcast"} & {*type(hook).__module__.split("_")}})
+    if caches or getattr(transformer, "is_cache_enabled", False):
+        remedy = "call pipe.transformer.disable_cache()"
+        if not getattr(transformer, "is_cache_enabled", False):
+            remedy = f"remove each: pipe.transformer._diffusers_hook.remove_hook({caches[0]!r})"
+        raise RuntimeError(
+            f"a block cache is on ({', '.join(caches)}), so that skipped blocks would show stale tokens; {remedy}"
+        )

@@ -6,8 +6,8 @@ from math import prod
 
 import torch
 
-from .calls import Reader, pick
-from .families import blocks, transformers_of
+from .calls import CallTracker, pick
+from .families import blocks
 from .load import generate
 from .memory import weights, words
 
@@ -107,38 +107,32 @@ class _Enough(Exception):
 @contextmanager
 def _first_step(pipe):
     """Inside, a generation ends, without an image and without an error, where its first step's forwards are done."""
-    reader, seen = Reader(pipe, None), {"calls": 0, "working": None}
-    cuda = torch.device(pipe._execution_device).type == "cuda"
+    seen, cuda = {"calls": 0, "working": None}, torch.device(pipe._execution_device).type == "cuda"
 
-    def note(bound, transformer, args, kwargs):
-        reader.enter(bound, transformer, args, kwargs)
-        if reader.layout is None:
+    def note(transformer, inputs):
+        if calls.layout is None:
             return
         if cuda and not seen["calls"]:
             torch.cuda.reset_peak_memory_stats()
         seen["calls"] += 1
         like = torch.empty(1, 1, 1, dtype=transformer.dtype, device=pipe._execution_device)
-        seen.update(grid=reader.layout.grid, steps=reader.clock.count(), like=like)
+        seen.update(grid=calls.layout.grid, steps=calls.count, like=like)
 
-    def stop(*args, **kwargs):
+    def stop(plain, *args, **kwargs):
         if cuda:
             seen["working"] = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
         raise _Enough
 
-    handles = [
-        transformer.register_forward_pre_hook(lambda m, a, k, bound=bound: note(bound, m, a, k), with_kwargs=True)
-        for transformer, bound in transformers_of(pipe)
-    ]
-    pipe.scheduler.step = stop
-    try:
-        yield seen
-    except _Enough:
-        pass
-    finally:
-        del pipe.scheduler.step
-        for handle in handles:
-            handle.remove()
-        pipe.maybe_free_model_hooks()  # an offloaded pipeline expects to begin from the host
+    with CallTracker(pipe) as calls:
+        for transformer, _ in calls.transformers:
+            calls.add(transformer.register_forward_pre_hook(note))
+        calls.replace_step(pipe.scheduler, stop)
+        try:
+            yield seen
+        except _Enough:
+            pass
+        finally:
+            pipe.maybe_free_model_hooks()  # an offloaded pipeline expects to begin from the host
 
 
 def _prompt(pipe):

@@ -1,16 +1,16 @@
 """Every supported Diffusion Transformer as one list of blocks: the only module that knows model families.
 
-A family is a row of FAMILIES: how to read the image grid off the transformer's call, where its lists of blocks stand
-in execution order, and where the image tokens stand in what a block returns. Nothing else in the package asks for a
-class.
+A family is a row of FAMILIES: how the grid of image tokens is read from the transformer's call, its lists of blocks in
+execution order, and where the image tokens stand in what a block returns.
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
-from weakref import WeakKeyDictionary
+from functools import reduce
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 
 class Block(NamedTuple):
@@ -24,7 +24,7 @@ class Block(NamedTuple):
     width: int
 
 
-class Part(NamedTuple):
+class BlockList(NamedTuple):
     """A list of blocks and where the image tokens stand in a block's output.
 
     `output` is the image stream's place in the returned tuple (None: a bare tensor). Within that stream the tokens of
@@ -41,8 +41,11 @@ class Part(NamedTuple):
 
 class Layout(NamedTuple):
     """Image tokens of a call: the target's grid, the length of the image stream (references included), how many of its
-    tokens stand before the target, and where the target begins in a joint stream; lists where rows differ. `text` is
-    the number of text tokens that dual blocks pass on (None: all they return).
+    tokens stand before the target, and where the target begins in a joint stream; lists where rows differ.
+
+    - text: the number of text tokens that dual blocks pass on (None: all they return).
+    - images: how many images the call denoises, where only the call itself tells.
+    - timestep: the target's, where the call has those of other tokens, too.
     """
 
     grid: tuple[int, ...]
@@ -50,14 +53,33 @@ class Layout(NamedTuple):
     before: int | list[int] = 0
     joint: int | list[int] = 0
     text: int | None = None
+    images: int | None = None
+    timestep: Any = None
 
 
 class Family(NamedTuple):
-    """How a transformer class lays out its tokens, and the order of branches where guidance doubles the batch."""
+    """A transformer class: the layout of its tokens, its blocks, and what its pipelines call it with.
 
-    layout: Callable  # (transformer, call's arguments) -> Layout, or None for a call that denoises nothing
-    parts: tuple[Part, ...]
+    - layout: (transformer, call's arguments) -> Layout, or None for a call that denoises nothing.
+    - doubled: the order of branches where guidance doubles the batch; () where each branch has a call of its own.
+    - time: the timestep it is called with at a scheduler's timestep t, the largest of which is `top`.
+    """
+
+    layout: Callable
+    lists: tuple[BlockList, ...]
     doubled: tuple[str, ...] = ()
+    time: Callable = lambda t, top: t
+
+
+_HOST = WeakIdKeyDictionary()  # position ids -> (version, copy): a pipeline passes the same ones in every call
+
+
+def on_host(ids: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor in the host's memory; the same tensor is read from the device once."""
+    version = 0 if ids.is_inference() else ids._version
+    if _HOST.get(ids, (None,))[0] != version:
+        _HOST[ids] = version, ids.detach().cpu()
+    return _HOST[ids][1]
 
 
 def _grid(ids: torch.Tensor) -> tuple[int, int]:
@@ -65,9 +87,9 @@ def _grid(ids: torch.Tensor) -> tuple[int, int]:
     return len(ids[:, 1].unique()), len(ids[:, 2].unique())
 
 
-def _by_ids(transformer, call) -> Layout:
+def by_ids(transformer, call) -> Layout:
     """Position ids name the tokens: the target has the lowest value on axis 0, references have higher ones."""
-    ids = call["img_ids"].detach().cpu()
+    ids = on_host(call["img_ids"])
     ids = ids[0] if ids.ndim == 3 else ids
     target = ids[:, 0] == ids[:, 0].min()
     first, n = int(target.int().argmax()), int(target.sum())
@@ -96,7 +118,7 @@ def _cut(transformer, call, sizes) -> Layout:
     return raster(size // p for size, p in zip(sizes, patch, strict=True))
 
 
-def _by_shape(transformer, call) -> Layout:
+def by_shape(transformer, call) -> Layout:
     """Latents (B, C, H, W), or (B, C, F, H, W) of a video."""
     return _cut(transformer, call, call["hidden_states"].shape[2:])
 
@@ -161,7 +183,7 @@ def _kandinsky6(transformer, call) -> Layout:
     whole, types = _channels_last(transformer, call), call.get("visual_token_type_ids")
     if types is None:
         return whole
-    return raster((int((types[0] == 0).sum()), *whole.grid[-2:]))._replace(stream=whole.stream)
+    return raster((int((on_host(types)[0] == 0).sum()), *whole.grid[-2:]))._replace(stream=whole.stream)
 
 
 def _animate(transformer, call) -> Layout | None:
@@ -183,13 +205,14 @@ def _far(transformer, call) -> Layout | None:
 
 def _minimax(transformer, call) -> Layout:
     """The generated video is the last run of video rows in a packed sequence; position ids hold time, row, column."""
-    rows = call["video_indices"].tolist()
+    rows = on_host(call["video_indices"]).tolist()
     n = next((i for i in range(1, len(rows)) if rows[-i - 1] != rows[-i] - 1), len(rows))
-    ids = call["position_ids"].cpu()[rows[-n:]]
+    ids = on_host(call["position_ids"])[rows[-n:]]
     grid = tuple(len(ids[:, axis].unique()) for axis in range(3))
     if math.prod(grid) != n:
         raise ValueError(f"{type(transformer).__name__}: position_ids make no grid of the {n} generated video tokens")
-    return raster(grid)._replace(joint=rows[-n])
+    timestep = call["timestep"][call["timestep_indices"][rows[-1]]]
+    return raster(grid)._replace(joint=rows[-n], timestep=timestep)
 
 
 def _z_image(transformer, call) -> Layout:
@@ -214,12 +237,12 @@ def _z_image(transformer, call) -> Layout:
 def _hidream(transformer, call) -> Layout:
     """Text of T5 and of Llama's last layer; each block takes another layer's in addition, and hands it to no other."""
     text = call["encoder_hidden_states_t5"].shape[1] + call["encoder_hidden_states_llama3"].shape[-2]
-    return _by_shape(transformer, call)._replace(text=text)
+    return by_shape(transformer, call)._replace(text=text)
 
 
 def _lumina(transformer, call) -> Layout:
     """In the joint stream a row's image follows its own text, without the padding."""
-    return _by_shape(transformer, call)._replace(joint=call["encoder_attention_mask"].sum(1).tolist())
+    return by_shape(transformer, call)._replace(joint=on_host(call["encoder_attention_mask"]).sum(1).tolist())
 
 
 def _fibo2(transformer, call) -> Layout:
@@ -229,196 +252,247 @@ def _fibo2(transformer, call) -> Layout:
     from diffusers.models.transformers.transformer_bria_fibo2 import compute_gist_count
 
     mask, text, config = call.get("encoder_attention_mask"), call["encoder_hidden_states"], transformer.config
-    lengths = [text.shape[2]] * len(text) if mask is None else mask.sum(1).tolist()
+    lengths = [text.shape[2]] * len(text) if mask is None else on_host(mask).sum(1).tolist()
     names = ("min_num_gist_tokens", "max_num_gist_tokens", "gist_step", "gist_min_text_len", "gist_max_text_len")
     counts = set(compute_gist_count(lengths, *(config[name] for name in names)))
-    return _by_shape(transformer, call)._replace(joint=counts.pop() if len(counts) == 1 else 0)
+    return by_shape(transformer, call)._replace(joint=counts.pop() if len(counts) == 1 else 0)
 
 
 def _glm(transformer, call) -> Layout | None:
     """Before the first step, references are written to a cache by calls of their own."""
     caches = call.get("kv_caches")
-    return None if caches is not None and caches[0].mode == "write" else _by_shape(transformer, call)
+    return None if caches is not None and caches[0].mode == "write" else by_shape(transformer, call)
 
 
 def _krea(transformer, call) -> Layout:
     """The last position ids are the image's."""
     n = call["hidden_states"].shape[1]
-    return Layout(_grid(call["position_ids"][-n:].cpu()), n)
+    return Layout(_grid(on_host(call["position_ids"])[-n:]), n)
 
 
 def _ideogram(transformer, call) -> Layout:
     """An indicator marks the image tokens of a packed sequence of text and image."""
     from diffusers.models.transformers.transformer_ideogram4 import OUTPUT_IMAGE_INDICATOR
 
-    image = (call["indicator"] == OUTPUT_IMAGE_INDICATOR).cpu()
-    grid = _grid(call["position_ids"][0].cpu()[image[0]])
+    image = on_host(call["indicator"]) == OUTPUT_IMAGE_INDICATOR
+    grid = _grid(on_host(call["position_ids"])[0][image[0]])
     return Layout(grid, math.prod(grid), joint=image.int().argmax(1).tolist())
 
 
 def _ltx(transformer, call) -> Layout:
-    """The size of the latent video is passed along."""
-    return raster((call["num_frames"], call["height"], call["width"]))
+    """The size of the latent video is passed along, or the place of every token, in pixels and seconds."""
+    if call.get("num_frames") is not None or call.get("video_coords") is None:
+        return raster((call["num_frames"], call["height"], call["width"]))
+    coordinates = on_host(call["video_coords"])[0]  # 3 N, or 3 N 2 with the end of each
+    coordinates = coordinates[..., 0] if coordinates.ndim == 3 else coordinates
+    grid = tuple(len(axis.unique()) for axis in coordinates)
+    if math.prod(grid) != coordinates.shape[1]:
+        raise ValueError(
+            f"{type(transformer).__name__}: {coordinates.shape[1]} tokens make no grid {grid}; "
+            "leave out conditions beyond the first frame"
+        )
+    return raster(grid)
 
 
-DUAL = Part("transformer_blocks", "dual", 1)  # (text, image)
-DUAL_IMAGE_FIRST = Part("transformer_blocks", "dual", 0)
-SPLIT = Part("single_transformer_blocks", "single", 1)  # joined inside, returned as (text, image)
-TAIL = Part("single_transformer_blocks", "single", None, "tail")  # one tensor, text before image
-PLAIN = Part("transformer_blocks", "single", None)  # image only; text enters by cross-attention
+def _dit(transformer, call) -> Layout:
+    """Where guidance doubles the batch, half of the class labels are the empty one."""
+    labels = on_host(call["class_labels"])
+    return by_shape(transformer, call)._replace(images=int((labels < transformer.config.num_embeds_ada_norm).sum()))
+
+
+def unit(t, top):
+    """From 1 to 0."""
+    return t / 1000
+
+
+def rising(t, top):
+    """From 0 to 1."""
+    return 1 - t / 1000
+
+
+def _cosmos(t, top):
+    return t / (1000 + t)
+
+
+def _sana(t, top):
+    return math.sin(t) / (math.sin(t) + math.cos(t)) if top < 2 else t  # SANA-Sprint's are angles
+
+
+DUAL = BlockList("transformer_blocks", "dual", 1)  # (text, image)
+DUAL_IMAGE_FIRST = BlockList("transformer_blocks", "dual", 0)
+SPLIT = BlockList("single_transformer_blocks", "single", 1)  # joined inside, returned as (text, image)
+TAIL = BlockList("single_transformer_blocks", "single", None, "tail")  # one tensor, text before image
+PLAIN = BlockList("transformer_blocks", "single", None)  # image only; text enters by cross-attention
 BLOCKS, LAYERS = PLAIN._replace(path="blocks"), PLAIN._replace(path="layers")
 SPLIT_IMAGE_FIRST = SPLIT._replace(output=0)
 UNCOND_FIRST, COND_FIRST = ("uncond", "cond"), ("cond", "uncond")
-UNKNOWN = ("?", "?")  # of an inferred family
 
 FAMILIES = {
-    "FluxTransformer2DModel": Family(_by_ids, (DUAL, SPLIT)),
-    "Flux2Transformer2DModel": Family(_by_ids, (DUAL, TAIL)),
-    "QwenImageTransformer2DModel": Family(_qwen, (DUAL,)),
-    "SD3Transformer2DModel": Family(_by_shape, (DUAL,), UNCOND_FIRST),
-    "PixArtTransformer2DModel": Family(_by_shape, (PLAIN,), UNCOND_FIRST),
-    "SanaTransformer2DModel": Family(_by_shape, (PLAIN,), UNCOND_FIRST),
+    "FluxTransformer2DModel": Family(by_ids, (DUAL, SPLIT), time=unit),
+    "Flux2Transformer2DModel": Family(by_ids, (DUAL, TAIL), time=unit),
+    "QwenImageTransformer2DModel": Family(_qwen, (DUAL,), time=unit),
+    "SD3Transformer2DModel": Family(by_shape, (DUAL,), UNCOND_FIRST),
+    "PixArtTransformer2DModel": Family(by_shape, (PLAIN,), UNCOND_FIRST),
+    "SanaTransformer2DModel": Family(by_shape, (PLAIN,), UNCOND_FIRST, time=_sana),
     "ZImageTransformer2DModel": Family(
         _z_image,
-        (Part("noise_refiner", "single", None, "head"), LAYERS._replace(where="joint")),
+        (BlockList("noise_refiner", "single", None, "head"), LAYERS._replace(where="joint")),
         COND_FIRST,
+        time=rising,
     ),
     "Lumina2Transformer2DModel": Family(
-        _lumina, (Part("noise_refiner", "single", None), LAYERS._replace(where="joint"))
+        _lumina, (BlockList("noise_refiner", "single", None), LAYERS._replace(where="joint")), time=rising
     ),
     "AuraFlowTransformer2DModel": Family(
-        _by_shape, (Part("joint_transformer_blocks", "dual", 1, registers=8), TAIL), UNCOND_FIRST
+        by_shape, (BlockList("joint_transformer_blocks", "dual", 1, registers=8), TAIL), UNCOND_FIRST, time=unit
     ),
-    "HunyuanDiT2DModel": Family(_by_shape, (BLOCKS,), UNCOND_FIRST),
-    "HunyuanImageTransformer2DModel": Family(_by_shape, (DUAL_IMAGE_FIRST, SPLIT_IMAGE_FIRST)),
-    "CogView4Transformer2DModel": Family(_by_shape, (DUAL_IMAGE_FIRST,)),
-    "ChromaTransformer2DModel": Family(_by_ids, (DUAL, TAIL)),
-    "DiTTransformer2DModel": Family(_by_shape, (PLAIN,), COND_FIRST),
+    "HunyuanDiT2DModel": Family(by_shape, (BLOCKS,), UNCOND_FIRST),
+    "HunyuanImageTransformer2DModel": Family(by_shape, (DUAL_IMAGE_FIRST, SPLIT_IMAGE_FIRST)),
+    "CogView4Transformer2DModel": Family(by_shape, (DUAL_IMAGE_FIRST,)),
+    "ChromaTransformer2DModel": Family(by_ids, (DUAL, TAIL), time=unit),
+    "DiTTransformer2DModel": Family(_dit, (PLAIN,), COND_FIRST),
     "HiDreamImageTransformer2DModel": Family(
         _hidream,
-        (Part("double_stream_blocks", "dual", 0, "head"), Part("single_stream_blocks", "single", None, "head")),
+        (
+            BlockList("double_stream_blocks", "dual", 0, "head"),
+            BlockList("single_stream_blocks", "single", None, "head"),
+        ),
         UNCOND_FIRST,
     ),
-    "OmniGenTransformer2DModel": Family(_by_shape, (LAYERS._replace(where="tail"),), ("cond", "uncond", "extra")),
-    "BriaTransformer2DModel": Family(_by_ids, (DUAL, SPLIT), UNCOND_FIRST),
-    "BriaFiboTransformer2DModel": Family(_by_ids, (DUAL, TAIL), UNCOND_FIRST),
+    "OmniGenTransformer2DModel": Family(by_shape, (LAYERS._replace(where="tail"),), ("cond", "uncond", "extra")),
+    "BriaTransformer2DModel": Family(by_ids, (DUAL, SPLIT), UNCOND_FIRST),
+    "BriaFiboTransformer2DModel": Family(by_ids, (DUAL, TAIL), UNCOND_FIRST),
     "BriaFibo2Transformer2DModel": Family(
-        _fibo2, (Part("noise_refiner", "single", None, "head"), LAYERS._replace(where="joint"))
+        _fibo2, (BlockList("noise_refiner", "single", None, "head"), LAYERS._replace(where="joint")), time=unit
     ),
-    "Krea2Transformer2DModel": Family(_krea, (PLAIN._replace(where="tail"),)),
-    "Ideogram4Transformer2DModel": Family(_ideogram, (LAYERS._replace(where="joint"),)),
-    "GlmImageTransformer2DModel": Family(_glm, (DUAL_IMAGE_FIRST,)),
-    "LongCatImageTransformer2DModel": Family(_by_ids, (DUAL, SPLIT)),
-    "OvisImageTransformer2DModel": Family(_by_ids, (DUAL, SPLIT)),
-    "WanTransformer3DModel": Family(_by_shape, (BLOCKS,)),
+    "Krea2Transformer2DModel": Family(_krea, (PLAIN._replace(where="tail"),), time=unit),
+    "Ideogram4Transformer2DModel": Family(_ideogram, (LAYERS._replace(where="joint"),), time=rising),
+    "GlmImageTransformer2DModel": Family(_glm, (DUAL_IMAGE_FIRST,), time=lambda t, top: t - 1),
+    "LongCatImageTransformer2DModel": Family(by_ids, (DUAL, SPLIT), time=unit),
+    "OvisImageTransformer2DModel": Family(by_ids, (DUAL, SPLIT), time=unit),
+    "WanTransformer3DModel": Family(by_shape, (BLOCKS,)),
     "LTXVideoTransformer3DModel": Family(_ltx, (PLAIN,), UNCOND_FIRST),
     "Flux3Transformer2DModel": Family(
-        _by_ids, (Part("mode_blocks.image", "single", None), SPLIT._replace(where="head"))
+        by_ids, (BlockList("mode_blocks.image", "single", None), SPLIT._replace(where="head")), time=unit
     ),
-    "QwenImage21Transformer2DModel": Family(_last_shape, (PLAIN._replace(where="tail"),)),
-    "ErnieImageTransformer2DModel": Family(_by_shape, (LAYERS._replace(where="head", swapped=True),), UNCOND_FIRST),
-    "NucleusMoEImageTransformer2DModel": Family(_last_shape, (PLAIN,)),
-    "JoyImageEditTransformer3DModel": Family(_joy, (Part("double_blocks", "dual", 0, "head"),)),
-    "JoyImageEditPlusTransformer3DModel": Family(_joy_plus, (Part("double_blocks", "dual", 0, "head"),), UNCOND_FIRST),
-    "Kandinsky5Transformer3DModel": Family(_channels_last, (Part("visual_transformer_blocks", "single", None),)),
-    "Kandinsky6Transformer3DModel": Family(_kandinsky6, (Part("visual_transformer_blocks", "single", 0),)),
-    "PRXTransformer2DModel": Family(_by_shape, (BLOCKS,), UNCOND_FIRST),
-    "CogView3PlusTransformer2DModel": Family(_by_shape, (DUAL_IMAGE_FIRST,), UNCOND_FIRST),
-    "LuminaNextDiT2DModel": Family(_by_shape, (LAYERS,), COND_FIRST),
+    "QwenImage21Transformer2DModel": Family(_last_shape, (PLAIN._replace(where="tail"),), time=unit),
+    "ErnieImageTransformer2DModel": Family(by_shape, (LAYERS._replace(where="head", swapped=True),), UNCOND_FIRST),
+    "NucleusMoEImageTransformer2DModel": Family(_last_shape, (PLAIN,), time=unit),
+    "JoyImageEditTransformer3DModel": Family(_joy, (BlockList("double_blocks", "dual", 0, "head"),)),
+    "JoyImageEditPlusTransformer3DModel": Family(
+        _joy_plus, (BlockList("double_blocks", "dual", 0, "head"),), UNCOND_FIRST
+    ),
+    "Kandinsky5Transformer3DModel": Family(_channels_last, (BlockList("visual_transformer_blocks", "single", None),)),
+    "Kandinsky6Transformer3DModel": Family(_kandinsky6, (BlockList("visual_transformer_blocks", "single", 0),)),
+    "PRXTransformer2DModel": Family(by_shape, (BLOCKS,), UNCOND_FIRST, time=unit),
+    "CogView3PlusTransformer2DModel": Family(by_shape, (DUAL_IMAGE_FIRST,), UNCOND_FIRST),
+    "LuminaNextDiT2DModel": Family(by_shape, (LAYERS,), COND_FIRST, time=rising),
     "CogVideoXTransformer3DModel": Family(_frames_first, (DUAL_IMAGE_FIRST,), UNCOND_FIRST),
     "ConsisIDTransformer3DModel": Family(_frames_first, (DUAL_IMAGE_FIRST,), UNCOND_FIRST),
-    "EasyAnimateTransformer3DModel": Family(_by_shape, (DUAL_IMAGE_FIRST,), UNCOND_FIRST),
-    "MochiTransformer3DModel": Family(_by_shape, (DUAL_IMAGE_FIRST,), UNCOND_FIRST),
-    "HunyuanVideoTransformer3DModel": Family(_by_shape, (DUAL_IMAGE_FIRST, SPLIT_IMAGE_FIRST)),
-    "HunyuanVideo15Transformer3DModel": Family(_by_shape, (DUAL_IMAGE_FIRST,)),
+    "EasyAnimateTransformer3DModel": Family(by_shape, (DUAL_IMAGE_FIRST,), UNCOND_FIRST),
+    "MochiTransformer3DModel": Family(by_shape, (DUAL_IMAGE_FIRST,), UNCOND_FIRST),
+    "HunyuanVideoTransformer3DModel": Family(by_shape, (DUAL_IMAGE_FIRST, SPLIT_IMAGE_FIRST)),
+    "HunyuanVideo15Transformer3DModel": Family(by_shape, (DUAL_IMAGE_FIRST,)),
     "HunyuanVideoFramepackTransformer3DModel": Family(
-        _by_shape, (DUAL_IMAGE_FIRST._replace(where="tail"), SPLIT_IMAGE_FIRST._replace(where="tail"))
+        by_shape, (DUAL_IMAGE_FIRST._replace(where="tail"), SPLIT_IMAGE_FIRST._replace(where="tail"))
     ),
-    "MotifVideoTransformer3DModel": Family(_by_shape, (DUAL_IMAGE_FIRST, SPLIT_IMAGE_FIRST)),
-    "AllegroTransformer3DModel": Family(_by_shape, (PLAIN,), UNCOND_FIRST),
-    "CosmosTransformer3DModel": Family(_by_shape, (PLAIN,)),
-    "SanaVideoTransformer3DModel": Family(_by_shape, (PLAIN,), UNCOND_FIRST),
-    "SanaWMTransformer3DModel": Family(_by_shape, (BLOCKS,), UNCOND_FIRST),
+    "MotifVideoTransformer3DModel": Family(by_shape, (DUAL_IMAGE_FIRST, SPLIT_IMAGE_FIRST)),
+    "AllegroTransformer3DModel": Family(by_shape, (PLAIN,), UNCOND_FIRST),
+    "CosmosTransformer3DModel": Family(by_shape, (PLAIN,), time=_cosmos),
+    "SanaVideoTransformer3DModel": Family(by_shape, (PLAIN,), UNCOND_FIRST),
+    "SanaWMTransformer3DModel": Family(by_shape, (BLOCKS,), UNCOND_FIRST),
     "LTX2VideoTransformer3DModel": Family(_ltx, (PLAIN._replace(output=0),), UNCOND_FIRST),  # (video, audio)
-    "SkyReelsV2Transformer3DModel": Family(_by_shape, (BLOCKS,)),
-    "ChronoEditTransformer3DModel": Family(_by_shape, (BLOCKS,)),
-    "WanVACETransformer3DModel": Family(_by_shape, (BLOCKS,)),  # reference images are frames in front: no call tells
+    "SkyReelsV2Transformer3DModel": Family(by_shape, (BLOCKS,)),
+    "ChronoEditTransformer3DModel": Family(by_shape, (BLOCKS,)),
+    "WanVACETransformer3DModel": Family(by_shape, (BLOCKS,)),  # reference images are frames in front: no call tells
     "WanAnimateTransformer3DModel": Family(_animate, (BLOCKS,)),
     "WanAnimate2Transformer3DModel": Family(_animate, (BLOCKS,)),
-    "HeliosTransformer3DModel": Family(_by_shape, (BLOCKS._replace(where="tail"),)),
+    "HeliosTransformer3DModel": Family(by_shape, (BLOCKS._replace(where="tail"),)),
     "AnyFlowTransformer3DModel": Family(_frames_first, (BLOCKS,), UNCOND_FIRST),
     "AnyFlowFARTransformer3DModel": Family(_far, (BLOCKS,), UNCOND_FIRST),
     "MiniMaxH3Transformer3DModel": Family(_minimax, (PLAIN._replace(where="joint"),)),
 }
 
-_AUDIO, _UNET = "it generates sound, which has no image tokens", "it is a part of a UNet or another model, not a DiT"
-# Classes of diffusers' transformers that are not seen -> why.
-REFUSED = {
-    "AceStepTransformer1DModel": _AUDIO,
-    "LongCatAudioDiTTransformer": _AUDIO,
-    "MiniMaxMusic3Transformer1DModel": _AUDIO,
-    "MiniMaxMusic3RVQDepthDecoder": _AUDIO,
-    "StableAudioDiTModel": _AUDIO,
-    "StableAudio3DiTModel": _AUDIO,
-    "T5FilmDecoder": _AUDIO,
-    "RFD4ProteinaTransformer": "it generates proteins, which have no image tokens",
-    "PriorTransformer": "it generates an image embedding, which has no grid of tokens",
-    "DreamLiteTransformer2DModel": _UNET,
-    "DualTransformer2DModel": _UNET,
-    "Transformer2DModel": _UNET,
-    "TransformerTemporalModel": _UNET,
-    "LatteTransformer3DModel": "its blocks see one frame or one place at a time, folded into the batch, and so no grid",
-    "Cosmos3OmniTransformer": "its blocks pass one packed sequence (S, D) of text, video and sound without a batch",
-    "Kandinsky6SRTransformer3DModel": "it sorts its tokens by neighbourhoods of 8 x 8, so that no raster is left",
-    "SanaWMLTX2RefinerTransformer3DModel": "its call names neither frames nor height nor width of the packed latents",
-}
-
-
 # Families whose pipelines put a prompt through the tokenizer's chat template first, and whether they let it think.
-CHATS = {"Flux2Transformer2DModel": False, "ZImageTransformer2DModel": True}
-INFERRED = WeakKeyDictionary()  # a transformer of a class that is not in the table -> what its first call showed
+CHAT_TEMPLATES = {"Flux2Transformer2DModel": False, "ZImageTransformer2DModel": True}
+WRAPPERS = (("module",), ("base_model", "model"))
+
+
+def _row(transformer) -> Family | None:
+    return next((FAMILIES[cls.__name__] for cls in type(transformer).__mro__ if cls.__name__ in FAMILIES), None)
+
+
+def unwrap(transformer: torch.nn.Module) -> torch.nn.Module:
+    """The model inside a wrapper of torch (DistributedDataParallel) or PEFT, or the model itself."""
+    while _row(transformer) is None:
+        inner = (reduce(lambda at, name: getattr(at, name, None), path, transformer) for path in WRAPPERS)
+        inside = next((module for module in inner if isinstance(module, torch.nn.Module)), None)
+        if inside is None:
+            break
+        transformer = inside
+    return transformer
 
 
 def transformers_of(pipe) -> list[tuple[torch.nn.Module, str | None]]:
     """The transformers of a pipeline, or a bare one, each with the branch it is bound to (None: told by the call)."""
     if isinstance(pipe, torch.nn.Module):
-        return [(pipe, None)]
-    if getattr(pipe, "transformer", None) is None:
+        return [(unwrap(pipe), None)]
+    names = ("transformer", "transformer_2", "unconditional_transformer")
+    first, second, uncond = (getattr(pipe, name, None) for name in names)
+    if first is None:
         raise TypeError(
             f"{type(pipe).__name__} has no transformer; give a Diffusion Transformer pipeline or a bare transformer"
         )
-    second = [
-        (getattr(pipe, name, None), branch)
-        for name, branch in (("transformer_2", None), ("unconditional_transformer", "uncond"))
-    ]
-    return [(pipe.transformer, "cond" if second[1][0] is not None else None)] + [
-        pair for pair in second if pair[0] is not None
-    ]
+    pairs = [(first, None if uncond is None else "cond"), (second, None), (uncond, "uncond")]
+    return [(unwrap(module), branch) for module, branch in pairs if module is not None]
 
 
 def family_of(transformer) -> Family:
-    """The row of FAMILIES for a transformer, or what its first call showed. Raises TypeError where there is neither."""
-    name = type(transformer).__name__
-    if transformer in INFERRED:
-        return INFERRED[transformer]
-    if not is_known(transformer):
-        raise TypeError(
-            f"{name} is not a known Diffusion Transformer; known: {', '.join(sorted(FAMILIES))}. "
-            "Another class is inferred and checked when it first runs with a probe attached"
-        )
-    return FAMILIES[name]
+    """The row of FAMILIES for a transformer's class or the nearest of its base classes.
+
+    Raises TypeError, with a row to begin with, where there is none.
+    """
+    row = _row(transformer)
+    if row is not None:
+        return row
+    name, lists = type(transformer).__name__, {}
+    for path, module in transformer.named_modules():
+        alike = isinstance(module, torch.nn.ModuleList) and len(module) > 1 and len({type(x) for x in module}) == 1
+        if alike and not any(path.startswith(f"{outer}.") for outer in lists):
+            lists[path] = module
+    rows = ", ".join(f"BlockList({path!r}, 'single', None)" for path in lists or ["transformer_blocks"])
+    raise TypeError(
+        f"{name} is not a known Diffusion Transformer; add a row for it, such as\n"
+        f"    from massact_utils.models.families import BlockList, Family, by_shape\n"
+        f"    mu.FAMILIES[{name!r}] = Family(by_shape, ({rows},))\n"
+        "for latents (B, C, H, W) and blocks that return the image tokens alone; docs/models.md has the other cases"
+    )
 
 
-def members(transformer) -> list[tuple[Block, torch.nn.Module, Part]]:
-    """Every block of a transformer in execution order, with its module and the Part it belongs to."""
-    found, family, config = [], family_of(transformer), transformer.config
+def layout_of(transformer, call: dict) -> Layout | None:
+    """The layout of a call with these arguments; None for one that denoises nothing.
+
+    Raises ValueError for a call without an argument that tells the layout.
+    """
+    try:
+        return family_of(transformer).layout(transformer, call)
+    except KeyError as missing:
+        raise ValueError(
+            f"{type(transformer).__name__} was called without {missing}, which tells its grid of tokens; pass it, or "
+            "give the class a layout of your own in mu.FAMILIES"
+        ) from None
+
+
+def block_modules(transformer) -> list[tuple[Block, torch.nn.Module, BlockList]]:
+    """Every block of a transformer in execution order, with its module and the BlockList it belongs to."""
+    listed, config = [], getattr(transformer, "config", {})
     heads = config.get("num_attention_heads", 0) * (config.get("attention_head_dim") or 0)
     named = [config.get(name) for name in ("hidden_size", "model_dim", "dim")]
     width = getattr(transformer, "inner_dim", None) or next(filter(None, named), heads)
-    for part in family.parts:
-        for i, module in enumerate(transformer.get_submodule(part.path)):
-            found.append((Block(len(found), f"{part.path}.{i}", part.kind, width), module, part))
-    return found
+    for blocks in family_of(transformer).lists:
+        for i, module in enumerate(transformer.get_submodule(blocks.path)):
+            listed.append((Block(len(listed), f"{blocks.path}.{i}", blocks.kind, width), module, blocks))
+    return listed
 
 
 def blocks(pipe) -> list[Block]:
@@ -426,40 +500,32 @@ def blocks(pipe) -> list[Block]:
 
     Raises TypeError for a pipeline without a transformer and for a transformer class that is not known.
     """
-    return [block for block, _, _ in members(transformers_of(pipe)[0][0])]
+    return [block for block, _, _ in block_modules(transformers_of(pipe)[0][0])]
 
 
-def is_known(transformer) -> bool:
-    """Whether a transformer's class is in the table. Raises TypeError, with the reason, for one that is refused."""
-    name = type(transformer).__name__
-    if name in REFUSED:
-        raise TypeError(f"{name} cannot be seen by probes: {REFUSED[name]}")
-    return name in FAMILIES
-
-
-def stream_of(part: Part, output, stream: str = "image") -> torch.Tensor | None:
+def stream_of(blocks: BlockList, output, stream: str = "image") -> torch.Tensor | None:
     """The image or the text stream (B, S, D) in what a block returned; None where the block drops it."""
-    place = part.output if stream == "image" else 1 - part.output
-    found = output if place is None else output[place]
-    return found.transpose(0, 1) if part.swapped and found is not None else found
+    place = blocks.output if stream == "image" else 1 - blocks.output
+    tokens = output if place is None else output[place]
+    return tokens.transpose(0, 1) if blocks.swapped and tokens is not None else tokens
 
 
-def with_stream(part: Part, output, new: torch.Tensor, stream: str = "image"):
+def with_stream(blocks: BlockList, output, new: torch.Tensor, stream: str = "image"):
     """What a block returned, with another image or text stream (B, S, D) in it."""
-    new = new.transpose(0, 1).contiguous() if part.swapped else new
-    place = part.output if stream == "image" else 1 - part.output
-    return new if place is None else type(output)(new if i == place else kept for i, kept in enumerate(output))
+    new = new.transpose(0, 1).contiguous() if blocks.swapped else new
+    place = blocks.output if stream == "image" else 1 - blocks.output
+    return new if place is None else type(output)(new if i == place else old for i, old in enumerate(output))
 
 
-def cut(stream: torch.Tensor, rows: slice, start: int | list[int], n: int) -> torch.Tensor:
+def take_tokens(stream: torch.Tensor, rows: slice, start: int | list[int], n: int) -> torch.Tensor:
     """The n tokens from `start` (per row, where a list) of some rows of a stream: (B, S, D) -> (rows, n, D)."""
     if isinstance(start, int):
         return stream[rows, start : start + n]
     return torch.stack([row[s : s + n] for row, s in zip(stream[rows], start[rows], strict=True)])
 
 
-def paste(stream: torch.Tensor, rows: slice, start: int | list[int], tokens: torch.Tensor) -> torch.Tensor:
-    """A copy of a stream (B, S, D) with tokens (rows, N, D) in the place that `cut` takes them from."""
+def put_tokens(stream: torch.Tensor, rows: slice, start: int | list[int], tokens: torch.Tensor) -> torch.Tensor:
+    """A copy of a stream (B, S, D) with tokens (rows, N, D) where `take_tokens` takes them from."""
     if tokens.shape == stream.shape:
         return tokens
     stream, n = stream.clone(), tokens.shape[1]
@@ -471,27 +537,27 @@ def paste(stream: torch.Tensor, rows: slice, start: int | list[int], tokens: tor
     return stream
 
 
-def target_tokens(part: Part, layout: Layout, block: Block, stream: torch.Tensor) -> tuple[int | list[int], int]:
+def target_tokens(blocks: BlockList, layout: Layout, block: Block, stream: torch.Tensor) -> tuple[int | list[int], int]:
     """First target token in an image stream (B, S, D), per row where rows differ, and their number N.
 
     Raises ValueError when the stream's length does not fit the layout.
     """
     length, n = stream.shape[1], math.prod(layout.grid)
-    start = layout.joint if part.where == "joint" else layout.before
-    start = start + length - layout.stream if part.where == "tail" else start
+    start = layout.joint if blocks.where == "joint" else layout.before
+    start = start + length - layout.stream if blocks.where == "tail" else start
     if isinstance(start, list) and min(start) == max(start):
         start = start[0]
     first, last = (min(start), max(start)) if isinstance(start, list) else (start, start)
-    if first < 0 or last + n > length or (part.where == "whole" and length != layout.stream):
+    if first < 0 or last + n > length or (blocks.where == "whole" and length != layout.stream):
         raise ValueError(
             f"{block.name} returned {length} tokens, which does not fit the {layout.stream} image tokens of the call "
-            f"(grid {' x '.join(map(str, layout.grid))}): this diffusers version lays them out in another way; "
-            "correct the class's row in massact_utils/models/families.py"
+            f"(grid {' x '.join(map(str, layout.grid))}): the class lays them out in another way; correct its row in "
+            "mu.FAMILIES"
         )
     return start, n
 
 
-def text_tokens(part: Part, layout: Layout, stream: torch.Tensor) -> tuple[int, int]:
+def text_tokens(blocks: BlockList, layout: Layout, stream: torch.Tensor) -> tuple[int, int]:
     """First token of the prompt in a dual block's text stream (B, S, D), and their number, padding included."""
-    n = stream.shape[1] - part.registers if layout.text is None else layout.text
-    return part.registers, n
+    n = stream.shape[1] - blocks.registers if layout.text is None else layout.text
+    return blocks.registers, n

@@ -6,12 +6,10 @@ latents[3]  # the image as guessed at step 3, on the tokens' grid: (B, N, C)
 """
 
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 
-from .calls import Reader, bind
-from .families import transformers_of
+from .calls import CallTracker, bind
 
 
 @contextmanager
@@ -22,34 +20,30 @@ def guesses(pipe, steps=None):
     its scheduler, guidance included. `steps` as in `attach`; inside `noised_source` take the steps of its probes.
     Raises TypeError for a scheduler of another kind than flow matching.
     """
-    scheduler, reader, given, found = pipe.scheduler, Reader(pipe, steps), {}, {}
+    scheduler, given, found, kept = pipe.scheduler, {}, {}, {}
     if not matches_flow(scheduler):
         raise TypeError(f"{type(scheduler).__name__} matches no flow, so that its guess is not x - sigma v")
 
     def seen(transformer, args, kwargs, output):  # after the hooks that change what the transformer is given
-        if reader.layout is not None and reader.step not in given:
+        if calls.layout is not None and calls.step not in given:
             x = bind(transformer, args, kwargs)["hidden_states"]
-            given[reader.step] = torch.stack(list(x)) if isinstance(x, list) else x
+            given[calls.step] = torch.stack(list(x)) if isinstance(x, list) else x
 
-    def step(velocity, *args, **kwargs):
-        x = given.pop(reader.step, None)
+    def step(plain, velocity, *args, **kwargs):
+        x = given.pop(calls.step, None)
         if x is not None:
-            sigma = scheduler.sigmas[reader.step].to(velocity.device, torch.float32)
+            sigma = scheduler.sigmas[calls.place].to(velocity.device, torch.float32)
             clean = x[: len(velocity)].reshape(velocity.shape).float() - sigma * velocity.float()
-            found.setdefault(reader.step, []).append(on_grid(clean, reader.layout.grid))
+            found.setdefault(calls.step, []).append(on_grid(clean, calls.layout.grid))
         return plain(velocity, *args, **kwargs)
 
-    plain, handles, kept = scheduler.step, [], {}
     try:
-        for transformer, bound in transformers_of(pipe):
-            handles.append(transformer.register_forward_pre_hook(partial(reader.enter, bound), with_kwargs=True))
-            handles.append(transformer.register_forward_hook(seen, with_kwargs=True))
-        scheduler.step = step
-        yield kept
+        with CallTracker(pipe, steps) as calls:
+            for transformer, _ in calls.transformers:
+                calls.add(transformer.register_forward_hook(seen, with_kwargs=True))
+            calls.replace_step(scheduler, step)
+            yield kept
     finally:
-        del scheduler.step
-        for handle in handles:
-            handle.remove()
         kept.update({number: torch.cat(parts).cpu() for number, parts in sorted(found.items())})
 
 

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .calls import Reader, pick
-from .families import transformers_of
+from .calls import CallTracker, pick
 
 
 @torch.no_grad()
@@ -59,21 +58,21 @@ def noised(pipe, images, steps=None):
     for a scheduler that cannot noise.
     """
     images = list(images) if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4 else [images]
-    scheduler, reader, kept, last = pipe.scheduler, Reader(pipe, None), {}, {}
+    scheduler, kept, last = pipe.scheduler, {}, {}
     noise_to = getattr(scheduler, "scale_noise", None)  # flow matching
     if noise_to is None and not hasattr(scheduler, "add_noise"):
         raise TypeError(f"{type(scheduler).__name__} cannot noise an image; give the pipeline another scheduler")
 
     def begin(latents):
         """Latents of the images and noise of the first call, as the transformer takes them: (B, N, C), (B, C, h, w)."""
-        grid, packed = reader.layout.grid, latents.ndim == 3
+        grid, packed = calls.layout.grid, latents.ndim == 3
         size = [2 * side for side in grid] if packed else latents.shape[-2:]  # pipelines that pack do it 2 x 2
         clean = encode(pipe, images, *(side * pipe.vae_scale_factor for side in size)).to(latents.device, torch.float32)
         if packed:
             clean = clean if clean.shape[1] == latents.shape[2] else _patches(clean)
             clean = clean.flatten(2).transpose(1, 2)  # B N C
         clean = clean[:, :, None] if latents.ndim == 5 else clean
-        branches = len(reader.branches)
+        branches = len(calls.branches)
         noise = latents[: len(latents) // branches].float()
         if clean.shape[1:] != noise.shape[1:] or len(images) not in (1, len(noise)):
             raise ValueError(
@@ -82,48 +81,37 @@ def noised(pipe, images, steps=None):
             )
         return [x.expand(noise.shape).repeat(branches, *[1] * (noise.ndim - 1)) for x in (clean, noise)]
 
-    def replace(bound, transformer, args, kwargs):
-        reader.enter(bound, transformer, args, kwargs)
-        if reader.layout is None:
+    def replace(transformer, args, kwargs):
+        if calls.layout is None:
             return None
         call = inspect.signature(type(transformer).forward).bind(transformer, *args, **kwargs)
         name = "hidden_states" if "hidden_states" in call.arguments else "x"
         given = call.arguments[name]
         latents = torch.stack(given) if isinstance(given, list) else given
-        if reader.generation not in kept:
+        if calls.generation not in kept:
             kept.clear()
-            kept[reader.generation] = begin(latents)
-        clean, noise = kept[reader.generation]
-        timestep = scheduler.timesteps[reader.step].expand(len(clean))
+            kept[calls.generation] = begin(latents)
+        clean, noise = kept[calls.generation]
+        timestep = scheduler.timesteps[calls.place].expand(len(clean))
         mixed = noise_to(clean, timestep, noise) if noise_to else scheduler.add_noise(clean, noise, timestep)
         mixed = mixed.to(latents.dtype)
         call.arguments[name] = list(mixed) if isinstance(given, list) else mixed
         return call.args[1:], call.kwargs
 
     def run(forward, *args, **kwargs):
-        if reader.layout is None:
+        if calls.layout is None:
             return forward(*args, **kwargs)
-        key = reader.generation, len(reader.branches)
-        if key not in last or reader.step in pick("step", steps, reader.clock.count()):
+        key = calls.generation, len(calls.branches)
+        if key not in last or calls.step in pick("step", steps, calls.count):
             last.clear()
             last[key] = forward(*args, **kwargs)
         return last[key]
 
-    handles, forwards = [], {}
-    try:
-        for transformer, bound in transformers_of(pipe):
-            hook = partial(replace, bound)
-            handles.append(transformer.register_forward_pre_hook(hook, with_kwargs=True))
-            forwards[transformer] = vars(transformer).get("forward")  # an offloaded one has a forward of its own
-            transformer.forward = partial(run, transformer.forward)
+    with CallTracker(pipe) as calls:
+        for transformer, _ in calls.transformers:
+            calls.add(transformer.register_forward_pre_hook(replace, with_kwargs=True))
+            calls.replace(transformer, "forward", partial(run, transformer.forward))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for transformer, own in forwards.items():
-            del transformer.forward
-            if own is not None:
-                transformer.forward = own
 
 
 class Trajectory:

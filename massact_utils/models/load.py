@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from .. import places
-from .families import CHATS
+from .families import CHAT_TEMPLATES
 from .memory import check_room
 
 TOY = places.data("toy", "klein")
@@ -285,7 +285,7 @@ def check_lengths(pipe, prompts, limit: int | None) -> None:
     if limit is None or not callable(getattr(tokenizer, "tokenize", None)):
         return
     for prompt in prompts:
-        text, thinking = prompt, CHATS.get(type(getattr(pipe, "transformer", None)).__name__)
+        text, thinking = prompt, CHAT_TEMPLATES.get(type(getattr(pipe, "transformer", None)).__name__)
         if thinking is not None:
             options = dict(tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
             text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **options)

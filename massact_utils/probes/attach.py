@@ -14,20 +14,16 @@ from functools import partial
 import torch
 from torch.utils._pytree import tree_leaves
 
-from ..models.calls import Reader, pick
+from ..models.calls import CallTracker, pick
 from ..models.families import (
-    INFERRED,
-    cut,
-    is_known,
-    members,
-    paste,
+    block_modules,
+    put_tokens,
     stream_of,
+    take_tokens,
     target_tokens,
     text_tokens,
-    transformers_of,
     with_stream,
 )
-from ..models.infer import infer
 
 
 @dataclass(frozen=True)
@@ -35,9 +31,10 @@ class Site:
     """Where a probe stands.
 
     - layer, name, kind: the block, as in `blocks(pipe)`.
-    - step, timestep: index into the scheduler's timesteps, and its value there. Image-to-image begins in mid-schedule
-      and so at a later step. A bare transformer has no schedule: steps count from 0, the timestep is the call's.
-    - branch: "cond", "uncond", or "extra" for a further pass of the same step (SD3's skip-layer guidance).
+    - step, timestep: the call's own timestep as the scheduler counts it, and its place among those of the schedule.
+      Image-to-image begins at a later step. A bare transformer's timestep is the call's, and steps count from 0.
+    - evaluation: 0, or higher where a scheduler evaluates the model again at one step (Heun's).
+    - branch: "cond", "uncond", or "extra" for any other pass (skip-layer and perturbed-attention guidance).
     - grid: (H, W) of the N = H * W tokens in raster order; (F, H, W) of a video; (1, N) of a text.
     - rows: the rows of the generation's batch to which the B token rows belong.
     - generation: a number that differs in every generation, and in every chunk of a video that is made in chunks.
@@ -52,22 +49,24 @@ class Site:
     grid: tuple[int, ...]
     rows: range
     generation: int
+    evaluation: int = 0
 
 
 @contextmanager
-def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image"):
+def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image", rows=None):
     """Call each probe on the image tokens (B, N, D) leaving each chosen block: `probe(tokens, site)` -> tokens or None.
 
     `pipe` is a pipeline or a bare transformer. `layers` and `steps` are ints (negative from the end), slices or
     lists; None is all. `branch` is "cond", "uncond" or "both" (every pass); None is "cond" for a probe whose
-    attribute `edits` is False, and "both" for any other. Whether guidance doubles the batch is read off the pipeline's
-    running call; a bare transformer's rows are one branch. `stream="text"` takes the text tokens of dual-stream blocks,
-    padding included.
+    attribute `edits` is False, and "both" for any other. Branches are known from the pipeline that runs; `rows` names
+    those of one's own loop, one for each part of its batch: ("uncond", "cond"). A bare transformer's rows are one
+    branch, "cond". `stream="text"` takes the text tokens of dual-stream blocks, padding included.
     Gives the probe, or a tuple of them; no hook is left afterwards. Raises ValueError or TypeError, before anything
-    is generated, for what does not exist; for a step that does not exist at the transformer's first call; RuntimeError
-    for a probe that writes into its tokens and does not return them; FloatingPointError for tokens that are not finite.
+    is generated, for what does not exist, and before a probe sees anything for rows, timesteps and steps that are not
+    known; RuntimeError for a block cache and for a probe that writes into its tokens and does not return them;
+    FloatingPointError, at the next call or at the end, for tokens that are not finite.
     """
-    if not probes or not all(map(callable, probes)):
+    if not probes or not all(callable(probe) and not isinstance(probe, type) for probe in probes):
         raise TypeError(f"probes have to be callables probe(tokens, site), at least one; got {probes!r}")
     for what, value, allowed in (
         ("branch", branch, ("cond", "uncond", "both", None)),
@@ -75,41 +74,26 @@ def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image"):
     ):
         if value not in allowed:
             raise ValueError(f"{what} {value!r} is unknown; allowed: {', '.join(map(repr, allowed))}")
-    wanted = [branch or ("both" if getattr(probe, "edits", True) else "cond") for probe in probes]
-    reader, handles = Reader(pipe, steps), []
+    wanted = [(p, branch or ("both" if getattr(p, "edits", True) else "cond")) for p in probes]
     on_block = torch.compiler.disable(_on_block)  # here: as a decorator it would double the time of the import
-
-    def install(transformer):
-        found = members(transformer)
-        chosen = {found[i][0] for i in pick("layer", layers, len(found))}
-        for block, module, part in found:
-            if block in (_with_text(found, chosen, layers) if stream == "text" else chosen):
-                hook = partial(on_block, reader, tuple(zip(probes, wanted, strict=True)), block, part, stream)
-                handles.append(module.register_forward_hook(hook))
-
-    def learn(transformer, args, kwargs):  # a class that is not in the table shows its layout at its first call
-        INFERRED[transformer] = infer(transformer, args, kwargs)
-        install(transformer)
-        learning.pop(transformer).remove()
-
-    learning = {}
-    try:
-        for transformer, bound in transformers_of(pipe):
-            _refuse(transformer)
-            if is_known(transformer):
-                install(transformer)
-            else:
-                learning[transformer] = transformer.register_forward_pre_hook(learn, with_kwargs=True)
-            handles.append(transformer.register_forward_pre_hook(partial(reader.enter, bound), with_kwargs=True))
-            handles.append(transformer.register_forward_hook(partial(_check_finite, reader), with_kwargs=True))
+    with CallTracker(pipe, steps, rows) as calls:
+        for transformer, _ in calls.transformers:
+            if hasattr(transformer, "_orig_mod") or transformer._compiled_call_impl is not None:
+                raise RuntimeError(
+                    "the whole transformer is compiled, so that a probe attached now would be ignored in silence; "
+                    "load it again and compile its blocks instead: pipe.transformer.compile_repeated_blocks()"
+                )
+            listed = block_modules(transformer)
+            chosen = {listed[i][0] for i in pick("layer", layers, len(listed))}
+            for block, module, blocks in listed:
+                if block in (_with_text(listed, chosen, layers) if stream == "text" else chosen):
+                    calls.add(module.register_forward_hook(partial(on_block, calls, wanted, block, blocks, stream)))
+            calls.add(transformer.register_forward_hook(partial(_on_output, calls)))
         yield probes[0] if len(probes) == 1 else probes
-    finally:
-        for handle in [*handles, *learning.values()]:
-            handle.remove()
 
 
-def _with_text(found, chosen, layers):
-    dual = {block for block, _, part in found if part.kind == "dual"}
+def _with_text(listed, chosen, layers):
+    dual = {block for block, _, blocks in listed if blocks.kind == "dual"}
     if not dual:
         raise ValueError("stream='text': this model keeps no text stream of its own; only stream='image' is allowed")
     if layers is not None and chosen - dual:
@@ -120,88 +104,61 @@ def _with_text(found, chosen, layers):
     return chosen & dual
 
 
-def _refuse(transformer) -> None:
-    """Raise RuntimeError, with the remedy, for a transformer on which hooks would be ignored or see stale tokens."""
-    if getattr(transformer, "is_cache_enabled", False):
-        raise RuntimeError(
-            "a block cache is on, so that skipped blocks would show stale tokens; call pipe.transformer.disable_cache()"
-        )
-    if hasattr(transformer, "_orig_mod") or transformer._compiled_call_impl is not None:
-        raise RuntimeError(
-            "the whole transformer is compiled, so that a probe attached now would be ignored in silence; "
-            "load it again and compile its blocks instead: pipe.transformer.compile_repeated_blocks()"
-        )
+def _on_output(calls, transformer, inputs, output):
+    """Have a model's output checked, so that a block no probe looks at is not missed."""
+    for leaf in tree_leaves(output) if calls.layout is not None else ():
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+            calls.watch("the model", leaf)
 
 
-def _check_finite(reader, transformer, args, kwargs, output):
-    """Raise FloatingPointError when a model's output is not finite; a second run names the first block at fault."""
-    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
-    if reader.layout is None or all(torch.isfinite(tensor).all() for tensor in tensors):
-        return
-    bad, handles = [], []
-
-    def look(block, part, module, inputs, output):
-        stream = stream_of(part, output)
-        if not torch.isfinite(stream).all():
-            bad.append((f"layer {block.index} ({block.name})", stream.dtype))
-
-    try:
-        handles += [
-            module.register_forward_hook(partial(look, block, part)) for block, module, part in members(transformer)
-        ]
-        with torch.no_grad():
-            transformer.forward(*args, **kwargs)  # not called, so that only the blocks' hooks run
-    finally:
-        for handle in handles:
-            handle.remove()
-    where, dtype = bad[0] if bad else ("the model after its last block", tensors[0].dtype)
-    raise FloatingPointError(
-        f"{where} returned values that are not finite at step {reader.step}, in {dtype}; load with dtype='bfloat16'"
-    )
-
-
-def _version(tokens) -> int:
-    """A number that changes when a tensor is written to; in inference mode torch keeps none, and it stays -1."""
-    return -1 if tokens.is_inference() else tokens._version
-
-
-def _on_block(reader, probes, block, part, stream, module, inputs, output):
+def _on_block(calls, probes, block, blocks, stream, module, inputs, output):
     """Show the target's tokens of one block to the probes, branch by branch, and write back what they return."""
-    layout, branches = reader.layout, reader.branches
-    if layout is None:
+    layout, tokens = calls.layout, stream_of(blocks, output, stream) if calls.layout is not None else None
+    if tokens is None:  # SD3's last block drops its text
         return None
-    tokens = whole = stream_of(part, output, stream)
-    if stream == "image":
-        start, n = target_tokens(part, layout, block, whole)
-    elif whole is None:  # SD3's last block drops its text
-        return None
-    else:
-        start, n = text_tokens(part, layout, whole)
-    edited = None
-    for branch, rows in branches:
-        watching = [p for p, wanted in probes if wanted in (branch, "both")]
+    start, n = (
+        target_tokens(blocks, layout, block, tokens) if stream == "image" else text_tokens(blocks, layout, tokens)
+    )
+    grid, edited = layout.grid if stream == "image" else (1, n), None
+    for branch, rows in calls.branches:
+        watching = [probe for probe, wanted in probes if wanted in (branch, "both")]
         if not watching:
             continue
-        tokens, written = cut(whole, rows, start, n), False  # B N D
-        grid = layout.grid if stream == "image" else (1, n)
+        seen, written = take_tokens(tokens, rows, start, n), False  # B N D
         site = Site(
-            *(block.index, block.name, block.kind, reader.step, reader.timestep, branch, grid),
-            *(range(rows.stop - rows.start), reader.generation),
+            layer=block.index,
+            name=block.name,
+            kind=block.kind,
+            step=calls.step,
+            timestep=calls.timestep,
+            branch=branch,
+            grid=grid,
+            rows=range(rows.stop - rows.start),
+            generation=calls.generation,
+            evaluation=calls.evaluation,
         )
         for probe in watching:
-            before = _version(tokens)
-            answer = probe(tokens, site)
-            if answer is None and _version(tokens) != before:
-                raise RuntimeError(
-                    f"{probe} changed the tokens at {block.name} in place and returned None; return them"
-                )
-            if answer is not None and (answer is not tokens or _version(tokens) != before or before == -1):
-                if getattr(answer, "shape", None) != tokens.shape:
-                    got = tuple(answer.shape) if hasattr(answer, "shape") else repr(answer)
-                    raise ValueError(
-                        f"{probe} returned {got} at {block.name}; wanted: {tuple(tokens.shape)} as given, or None"
-                    )
-                tokens, written = answer.to(whole.dtype), True
+            answer = _call(probe, seen, site)
+            seen, written = (seen, written) if answer is None else (answer, True)
+        calls.watch(f"layer {block.index} ({block.name}), branch {branch},", seen)
         if written:
-            edited = paste(whole if edited is None else edited, rows, start, tokens)
-    return None if edited is None else with_stream(part, output, edited, stream)
+            edited = put_tokens(tokens if edited is None else edited, rows, start, seen.to(tokens.dtype))
+    return None if edited is None else with_stream(blocks, output, edited, stream)
+
+
+def _call(probe, tokens, site):
+    """What a probe makes of tokens (B, N, D); None where it changes nothing."""
+    if tokens.is_inference() and getattr(probe, "edits", True):  # which keep no count of writes: a copy does
+        with torch.inference_mode(False):
+            tokens = tokens.clone()
+    before = None if tokens.is_inference() else tokens._version
+    answer = probe(tokens, site)
+    written = before is not None and tokens._version != before
+    if answer is None and written:
+        raise RuntimeError(f"{probe} changed the tokens at {site.name} in place and returned None; return them")
+    if answer is None or (answer is tokens and not written):
+        return None
+    if getattr(answer, "shape", None) != tokens.shape:
+        got = tuple(answer.shape) if hasattr(answer, "shape") else repr(answer)
+        raise ValueError(f"{probe} returned {got} at {site.name}; wanted: {tuple(tokens.shape)} as given, or None")
+    return answer

@@ -10,8 +10,8 @@ from functools import partial
 
 import torch
 
-from ..models.calls import Reader
-from ..models.families import CHATS, cut, members, target_tokens, transformers_of
+from ..models.calls import CallTracker
+from ..models.families import CHAT_TEMPLATES, block_modules, take_tokens, target_tokens, transformers_of
 
 
 @contextmanager
@@ -24,34 +24,30 @@ def words_seen(pipe, places, steps=None):
     blocks do not give image and text apart before they are projected.
     """
     transformer = transformers_of(pipe)[0][0]
-    dual = [(block, module, part) for block, module, part in members(transformer) if part.kind == "dual"]
+    dual = [(block, module, part) for block, module, part in block_modules(transformer) if part.kind == "dual"]
     if not dual or not all(hasattr(getattr(module, "attn", None), "to_add_out") for _, module, _ in dual):
         raise TypeError(f"{type(transformer).__name__} has no dual blocks whose attention gives image and text apart")
-    reader, kept, found, handles = Reader(pipe, steps), {}, {}, []
+    kept, found = {}, {}
 
     def seen(block, part, stream, module, inputs):
-        if reader.layout is None:
+        if calls.layout is None:
             return
         pair = kept.setdefault(block.index, {})
         pair[stream] = inputs[0]
         if len(pair) < 2:  # which of the two comes first, families differ in
             return
         kept.pop(block.index)
-        for rows in (rows for branch, rows in reader.branches if branch == "cond"):
-            start, n = target_tokens(part, reader.layout, block, pair["image"])
-            x, words = cut(pair["image"], rows, start, n).float(), pair["text"][rows].float()
+        for rows in (rows for branch, rows in calls.branches if branch == "cond"):
+            start, n = target_tokens(part, calls.layout, block, pair["image"])
+            x, words = take_tokens(pair["image"], rows, start, n).float(), pair["text"][rows].float()
             axes = [row[mine].mean(0) - row[others].mean(0) for row, (mine, others) in zip(words, places, strict=True)]
-            found[reader.step, block.index] = torch.einsum("bnd,bd->bn", x, torch.stack(axes)).cpu()
+            found[calls.step, block.index] = torch.einsum("bnd,bd->bn", x, torch.stack(axes)).cpu()
 
-    try:
-        handles.append(transformer.register_forward_pre_hook(partial(reader.enter, None), with_kwargs=True))
+    with CallTracker(pipe, steps) as calls:
         for block, module, part in dual:
             for stream, layer in (("text", module.attn.to_add_out), ("image", module.attn.to_out[0])):
-                handles.append(layer.register_forward_pre_hook(partial(seen, block, part, stream)))
+                calls.add(layer.register_forward_pre_hook(partial(seen, block, part, stream)))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def where(pipe, prompt: str, words: str) -> list[int]:
@@ -59,7 +55,7 @@ def where(pipe, prompt: str, words: str) -> list[int]:
 
     Raises ValueError for words that are not in the prompt, TypeError for a tokenizer that does not tell places.
     """
-    tokenizer, thinking = pipe.tokenizer, CHATS.get(type(pipe.transformer).__name__)
+    tokenizer, thinking = pipe.tokenizer, CHAT_TEMPLATES.get(type(pipe.transformer).__name__)
     text = prompt
     if thinking is not None:
         options = dict(tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
