@@ -14,6 +14,11 @@ def data(*names: str) -> Path:
     return (PACKAGE if INSTALLED else PACKAGE.parent).joinpath("data", *names)
 
 
+def evidence(*names: str) -> Path:
+    """The path of the published evidence, or of what stands in it, as in evidence("toy", "claims.json")."""
+    return (PACKAGE / "evidence" if INSTALLED else PACKAGE.parent / "docs" / "evidence").joinpath(*names)
+
+
 def runs() -> Path:
     """The folder of all results: the environment variable MASSACT_RUNS, else runs/ of the checkout, else ./runs.
 

@@ -1,63 +1,31 @@
-"""The ledger of claims: what was stated before a computation, what it found, and the tables of README and site.
+"""Claims: what was stated before a computation, what was found, and what the published evidence says of the same.
 
-Notebooks leave rows in claims.json by `Run.claim`; `published` brings them into the committed ledger and its pages.
+Notebooks leave rows in claims.json by `Run.claim`. The evidence on a model, docs/evidence/MODEL in a checkout and part
+of an installed package, holds the same rows as found at the size that decides.
 """
 
+import html
 import json
 import math
 import re
 from pathlib import Path
 
 from .. import places
-from ..measures import evidence
+from ..measures import evidence as intervals
 
-ROOT = places.PACKAGE.parent
 PAPER = "2605.13974"
 STATED = {"owner": "ours", "sentence": "", "measure": "", "threshold": None, "side": "above", "note": ""}
 FOUND = ["value", "low", "high", "n"]
 FIELDS = ["id", "owner", "sentence", "measure", *FOUND, "threshold", "side", "verdict", "note", "model", "notebook"]
-HEADLINES = (  # the README's rows: the paper's three claims, then others that bear on them; a dozen at most
-    "02.top-above-outside",
-    "03.top-above-outside",
-    "04.more-arrives",
-    "02.top-above-bottom",
-    "04.subject-follows",
-    "02.pattern-is-the-subjects",
-    "02.one-layer-keeps",
-    "03.top-above-outside-anywhere",
-    "03.top-above-caption",
-    "04.level-is-around",
-    "04.above-outside",
-    "01.grows-toward-the-image",
-)
-BOXES = (  # what a notebook's box shows first, beside the README's rows
-    "05.scalar-peak",
-    "05.rotated-peak",
-    "05.base-lead",
-)
-INTRODUCTION = """\
-A claim is a sentence with an owner, a measure and a threshold that stands before the computation. What is found is a
-mean over n prompts and its 95 % interval. The claim **holds** when the whole interval lies on the claimed side of the
-threshold. It is **contradicted** when the interval lies on the other side, and **undecided** when the interval contains
-the threshold or there is none. A claim that is contradicted stays. Of the small trainings of notebook 05 the range over
-seeds stands in the place of the interval.
-
-*Evidence* is what the notebooks found at the size that decides (`make evidence`); its tables stand in `docs/evidence/`.
-It is *stale* when the code that made it has changed since. The other rows are from one default run of a notebook: a
-demonstration of a minute, with too few images to decide much. `toy` is the embedded model; what it shows is no evidence
-about a large one."""
 UNDECIDABLE = 10_000  # prompts, beyond which a claim counts as one that more prompts will not decide
 
 
-def row(id: str, model: str, old: dict | None = None, found=None, *, n=None, holds=None, **words) -> dict:
-    """The row that comes in place of an `old` one: a statement where nothing is `found`, else what was found of it.
+def row(id: str, model: str, old: dict | None = None, found=None, *, n=None, **words) -> dict:
+    """The row that replaces an `old` one: a statement where nothing is `found`, else a finding.
 
-    `words` as in STATED, None for what is not said; `found` is (value, low, high), nan where there is none. A statement
-    that is made again keeps what was found of it. Without a threshold the verdict is what `holds` says, as it was
-    before thresholds were kept.
-
-    Raises ValueError for an owner that is none, for a statement without a threshold, for a finding of which nothing was
-    stated, and for one that moves the threshold or its side; TypeError for a word that is none of STATED.
+    `words` as in STATED, None for what is left open; `found` is (value, low, high), nan where there is none. A
+    statement made again keeps its finding. Raises ValueError for an unknown owner, a statement without a threshold, or
+    a finding that moves threshold or side; TypeError for a word that is none of STATED.
     """
     if not words.keys() <= STATED.keys():
         raise TypeError(f"a claim has no {', '.join(words.keys() - STATED.keys())}; it has {', '.join(STATED)}")
@@ -66,7 +34,7 @@ def row(id: str, model: str, old: dict | None = None, found=None, *, n=None, hol
     stated = STATED | (before if found else {}) | words
     if not re.fullmatch(r"paper|ours|\d{4}\.\d{4,5}", stated["owner"]):
         raise ValueError(f"{id} has the owner {stated['owner']!r}; write 'paper' ({PAPER}), 'ours' or an arXiv id")
-    if stated["threshold"] is None and holds is None:
+    if stated["threshold"] is None:
         raise ValueError(f"{id} has no threshold; state one before the computation, as in threshold=0, side='above'")
     if found:
         was, now = ((words.get("threshold"), words.get("side")) for words in (before, stated))
@@ -78,149 +46,134 @@ def row(id: str, model: str, old: dict | None = None, found=None, *, n=None, hol
     else:
         same = all(stated[name] == before.get(name) for name in STATED if name != "note")
         numbers = {name: old.get(name) if same else None for name in FOUND}
-    if stated["threshold"] is None:
-        said = "holds" if holds else "undecided"
-    else:
-        said = evidence.verdict(numbers["low"], numbers["high"], stated["threshold"], stated["side"])
-    made = stated | numbers | {"id": id, "verdict": said, "model": model, "notebook": id.partition(".")[0]}
-    return {name: made[name] for name in FIELDS} | ({} if holds is None else {"holds": bool(holds)})
+    verdict = intervals.verdict(numbers["low"], numbers["high"], stated["threshold"], stated["side"])
+    made = stated | numbers | {"id": id, "verdict": verdict, "model": model, "notebook": id.partition(".")[0]}
+    return {name: made[name] for name in FIELDS}
 
 
-def told(row: dict) -> str:
+def read(path: Path, default=None):
+    """What a JSON file holds, or the default where there is none. Raises ValueError for an empty or damaged one."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        if default is None:
+            raise
+        return default
+    except ValueError as error:
+        remedy = "restore it, as with `git checkout`, or remove its folder and compute again"
+        raise ValueError(f"{path} is empty or damaged ({error}); {remedy}") from error
+
+
+def evidence(model: str = "toy") -> dict:
+    """The published rows on a model by id; none where it has no evidence."""
+    folder = places.evidence(directory(model))
+    there = {stem[:2] for stem in read(folder / "provenance.json", {})}
+    return {row["id"]: row for row in read(folder / "claims.json", []) if row["notebook"] in there}
+
+
+def directory(model: str) -> str:
+    """The name of a model's folder of evidence.
+
+    >>> directory("black-forest-labs/FLUX.1-dev")
+    'black-forest-labs-FLUX.1-dev'
+    """
+    return re.sub(r"[^\w.-]", "-", model).lstrip(".") or "unnamed"
+
+
+def finding(row: dict) -> str:
     """What was found, as in "0.54 (0.45 to 0.62), n = 6: holds"; of undecided, how many prompts would decide."""
     if row["value"] is None:
         return "not measured"
-    value, low, high = (_number(row[part]) for part in ("value", "low", "high"))
+    value, low, high = (number(row[part]) for part in ("value", "low", "high"))
     interval = "" if row["low"] is None or row["high"] is None else f" ({low} to {high})"
     size = "" if row["n"] is None else f", n = {row['n']}"
     verdict = row["verdict"] if row["verdict"] == "holds" else f"**{row['verdict']}**"
-    return f"{value}{interval}{size}: {verdict}{_decided_by(row)}{', stale' * (row.get('made') == 'stale')}"
+    return f"{value}{interval}{size}: {verdict}{_decided_by(row)}"
 
 
-def sources(rows: list[dict]) -> str:
-    """Where the numbers of each model are from, a sentence for each; rows have `made` as `published.ledger` says it."""
-    words = {
-        "evidence": "evidence",
-        "stale": "stale evidence, made by code that has changed since",
-        "default run": "a default run, a demonstration with few images",
-    }
-    told, several = [], len({row["notebook"] for row in rows}) > 1
-    for model in _models(rows):
-        mine, parts = [row for row in rows if row["model"] == model], []
-        for made, word in words.items():
-            numbers = sorted({row["notebook"] for row in mine if row.get("made") == made})
-            parts += [f"{word} ({', '.join(numbers)})" if several else word] * bool(numbers)
-        told += [f"The numbers on {model} are from {' and '.join(parts)}."] if parts else []
-    return " ".join(told)
+def box(which: str | list[str], model: str = "toy"):
+    """What the evidence says of claims by id, or of a notebook's first three ("02"), as Markdown that a cell shows.
 
-
-def collect(folder) -> list[dict]:
-    """The rows of every claims.json at or under a folder; of two rows with one id and model the later-written stays."""
-    files = sorted(Path(folder).rglob("claims.json"), key=lambda path: path.stat().st_mtime_ns)
-    rows = {(row["id"], row["model"]): row for file in files for row in json.loads(file.read_text())}
-    return [{name: rows[key][name] for name in FIELDS} for key in sorted(rows)]
-
-
-def merge(old: list[dict], new: list[dict]) -> list[dict]:
-    """The old rows, where `new` holds nothing of the same notebook and model, and the new ones, by id and model."""
-    fresh = {(row["notebook"], row["model"]) for row in new}
-    kept = [row for row in old if (row["notebook"], row["model"]) not in fresh]
-    return sorted(kept + new, key=lambda row: (row["id"], row["model"] != "toy", row["model"]))
-
-
-def table(rows: list[dict], ids=HEADLINES) -> str:
-    """Some of the rows as Markdown, in the order of `ids`: a line for each claim, a column for each model."""
-    if not rows:
-        return "No claims yet.\n"
-    models = _models(rows)
-    cells = {(row["id"], row["model"]): row for row in rows}
-    lines = [_line("claim", "whose", "measured", *models), "|---" * (3 + len(models)) + "|"]
-    for id in ids:
-        mine = [cells.get((id, model)) for model in models]
-        first = next(filter(None, mine), None)
-        if first:
-            measured = ", ".join(filter(None, [first["measure"] or first["note"], _asked(first)]))
-            lines.append(_line(_link(first), _owner(first["owner"]), measured, *(r and told(r) for r in mine)))
-    return "\n".join(lines) + "\n"
-
-
-def page(rows: list[dict]) -> str:
-    """The whole ledger as a page of Markdown: the paper's claims, those of other papers, ours."""
-    kinds = {"The paper": ["paper"], "Other papers": sorted({r["owner"] for r in rows} - {"paper", "ours"})}
-    kinds |= {"Ours": ["ours"]}
-    words = ("holds", "contradicted", "undecided")
-    count = ", ".join(f"{sum(row['verdict'] == word for row in rows)} {word}" for word in words)
-    lines = ["# Every claim", "", INTRODUCTION, "", f"{len(rows)} rows: {count}. {sources(rows)}".strip()]
-    for title, owners in kinds.items():
-        mine = [row for row in rows if row["owner"] in owners]
-        if mine:
-            lines += ["", f"## {title}", ""]
-            lines += [_line("claim", "whose", "measured", "claimed", "model", "found", "note"), "|---" * 7 + "|"]
-        for row in mine:
-            cells = row["measure"], _asked(row), row["model"], told(row), row["note"]
-            lines.append(_line(_link(row, "../"), _owner(row["owner"]), *cells))
-    return "\n".join(lines) + "\n"
-
-
-def box(rows: list[dict], number: str) -> str:
-    """What is known of a notebook's claims, as Markdown: three sentences, with numbers on every model and their source.
-
-    The three are the notebook's rows of HEADLINES and BOXES, then the paper's claims, those of other papers, ours.
+    The paper's claims come first, then other papers', then ours. For a model without evidence it is the toy's, and says so.
     """
-    mine = [row for row in rows if row["notebook"] == number]
-    place, owners = {id: i for i, id in enumerate(HEADLINES + BOXES)}, {"paper": 0, "ours": 2}
-    order = sorted(mine, key=lambda row: (place.get(row["id"], len(place)), owners.get(row["owner"], 1), row["id"]))
-    first = {row["sentence"] or row["id"]: row for row in reversed(order)}  # of claims in the same words the first
+    from IPython.display import Markdown
+
+    name = model if (rows := evidence(model)) else "toy"
+    rows = rows or evidence(name)
+    if isinstance(which, str):
+        mine = [row for row in rows.values() if row["notebook"] == which]
+        mine.sort(key=lambda row: ({"paper": 0, "ours": 2}.get(row["owner"], 1), row["id"]))
+        sentences = [*dict.fromkeys(row["sentence"] for row in mine)][:3]
+        which = [next(row["id"] for row in mine if row["sentence"] == words) for words in sentences]
     lines = []
-    for row in [row for row in order if row in first.values()][:3]:
-        found = "; on ".join(f"{other['model']}: {told(other)}" for other in mine if other["id"] == row["id"])
-        measured = "; claimed: ".join(filter(None, [row["measure"] or row["note"], _asked(row)]))
-        lines.append(f"- *{row['sentence'] or row['id']}* On {found}. (Measured: {measured}.)")
-    lines += ["", f"{sources(mine)} [Every claim](../docs/ledger.md)."] if lines else ["Nothing has been measured yet."]
-    return "\n".join(["**What is known.**", "", *lines]) + "\n"
+    for row in (rows[id] for id in which if id in rows):
+        asked = f"{row['measure']}; claimed: {row['side']} {number(row['threshold'])}"
+        lines.append(f"- *{escape(row['sentence'])}* {finding(row)}. (Measured: {escape(asked)}.)")
+    source = f"The numbers are the evidence on {escape(name)}. [Every claim](../docs/ledger.md)."
+    source = source if name == model else f"There is no evidence on {escape(model)}. {source}"
+    return Markdown("\n".join([*lines, "", source] if lines else ["Nothing has been measured yet."]))
+
+
+def compare_with_evidence(rows: list[dict], model: str) -> str:
+    """A run's claims beside the evidence on its model, as text, and whether they agree.
+
+    They agree when the published value lies in the run's interval (to two digits, where the run has none). Other
+    parameters measure something else, and that is said instead.
+    """
+    known = evidence(model)
+    lines = [(row["id"], _rounded(row), *_compared(row, known.get(row["id"]))) for row in rows]
+    columns = list(zip(("claim", "this run", "evidence", ""), *lines, strict=True))[: 4 if known else 2]
+    widths = [max(map(len, column)) for column in columns]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in zip(*columns, strict=True)]
+    if known:
+        return "\n".join(
+            [*lines, f"The evidence is that of docs/evidence/{directory(model)}, at the size that decides."]
+        )
+    return "\n".join([*lines, f"No evidence on {model} is published: these are the numbers of this run alone."])
+
+
+def escape(text: str) -> str:
+    """Text that stays text in Markdown: no HTML, no line break."""
+    return html.escape(" ".join(str(text).split()), quote=False)
+
+
+def number(x: float | None) -> str:
+    """Three digits, without the -0 and the 1e-17 that rounding leaves."""
+    return f"{x if x and abs(x) > 1e-9 else 0:.3g}"
+
+
+def _compared(row: dict, known: dict | None) -> tuple[str, str]:
+    """What is published of a claim, and how this run's row stands to it."""
+    if known is None or known["value"] is None:
+        return "none", ""
+    if row["value"] is None or (row["measure"], row["threshold"]) != (known["measure"], known["threshold"]):
+        return _rounded(known), "other parameters" if row["value"] is not None else ""
+    if row["low"] is None:
+        same = f"{row['value']:.2g}" == f"{known['value']:.2g}"
+    else:
+        same = row["low"] <= known["value"] <= row["high"]
+    return _rounded(known), "agrees" if same else "differs"
+
+
+def _rounded(row: dict) -> str:
+    """A finding in one line, to two digits, so that it is the same on every CPU."""
+    values = [f"{row[part]:.2f}".replace("-0.00", "0.00") for part in FOUND[:3] if row[part] is not None]
+    if not values:
+        return "not measured"
+    interval = f" ({values[1]} to {values[2]})" if len(values) == 3 else ""
+    size = "" if row["n"] is None else f", n = {row['n']}"
+    return f"{values[0]}{interval}{size}: {row['verdict']}"
 
 
 def _decided_by(row: dict) -> str:
     """How many prompts would decide an undecided claim, where its interval says it."""
-    if row["verdict"] != "undecided" or None in (row["low"], row["high"], row["n"], row["threshold"]) or row["n"] < 2:
+    if row["verdict"] != "undecided" or None in (row["low"], row["high"], row["n"]) or row["n"] < 2:
         return ""
-    found = evidence.enough(row["value"], row["low"], row["high"], row["n"], row["threshold"])
-    if found > UNDECIDABLE:
+    most = intervals.enough(row["value"], row["low"], row["high"], row["n"], row["threshold"])
+    if most > UNDECIDABLE:
         return f", and {UNDECIDABLE:,} would not decide"
-    return f", about {round(found, 2 - len(str(found))):,} would decide"
-
-
-def _models(rows: list[dict]) -> list[str]:
-    """The models of some rows, the embedded one first."""
-    return sorted({row["model"] for row in rows}, key=lambda model: (model != "toy", model))
+    return f", about {round(most, 2 - len(str(most))):,} would decide"
 
 
 def _finite(x: float | None) -> float | None:
     return None if x is None or not math.isfinite(x) else float(x)
-
-
-def _number(x: float | None) -> str:
-    return f"{x if x and abs(x) > 1e-9 else 0:.3g}"  # rounding left -0 and 1e-17
-
-
-def _line(*cells: str | None) -> str:
-    return f"| {' | '.join((cell or '').replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def _asked(row: dict) -> str:
-    return "" if row["threshold"] is None else f"{row['side']} {_number(row['threshold'])}"
-
-
-def _owner(owner: str) -> str:
-    if owner == "ours":
-        return "ours"
-    number = PAPER if owner == "paper" else owner
-    return f"[{'the paper' if owner == 'paper' else number}](https://arxiv.org/abs/{number})"
-
-
-def _link(row: dict, up: str = "") -> str:
-    """The claim's sentence, or its id where there is none, with a link to its notebook."""
-    number, _, words = row["id"].partition(".")
-    notebooks = [path.name for path in ROOT.glob(f"notebooks/{number}_*.ipynb")]
-    label = row["sentence"] or f"{number} {re.sub('[-_.]', ' ', words)}"
-    return f"{label} ([{number}]({up}notebooks/{notebooks[0]}))" if notebooks else label

@@ -21,7 +21,7 @@ from accelerate.utils.memory import find_executable_batch_size, should_reduce_ba
 from tqdm.auto import tqdm
 
 from .. import places
-from . import claims, provenance, published, storage
+from . import claims, provenance, storage
 
 
 def folder(out_dir: str | None, name: str, parameters: dict | None = None) -> Path:
@@ -211,7 +211,7 @@ class Run:
         storage.write(path, thing)
         return path
 
-    def claim(self, id: str, value=None, low=None, high=None, holds=None, note=None, *, n=None, **words) -> dict:
+    def claim(self, id: str, value=None, low=None, high=None, note=None, *, n=None, **words) -> dict:
         """State a claim before its computation, then put what was found; returns its row of claims.json.
 
         run.claim("02.top-hurts", owner="paper", sentence="...", measure="drop of PSNR, dB", threshold=0, side="above")
@@ -224,14 +224,14 @@ class Run:
         found = None if value is None else (value, low, high)
         path = self.folder / "claims.json"
         with storage.locked(self.folder / ".lock"):
-            rows = {row["id"]: row for row in json.loads(path.read_text())} if path.exists() else {}
-            made = claims.row(id, self.model, rows.get(id), found, n=n, holds=holds, note=note, **words)
+            rows = {row["id"]: row for row in claims.read(path, [])}
+            made = claims.row(id, self.model, rows.get(id), found, n=n, note=note, **words)
             storage.write(path, [row for _, row in sorted((rows | {id: made}).items())])
         return made
 
-    def beside(self) -> str:
-        """The claims of this run beside the evidence published on the same model, as text; as `published.beside`."""
-        return published.beside(json.loads((self.folder / "claims.json").read_text()), self.model)
+    def compare_with_evidence(self) -> str:
+        """The claims of this run beside the evidence on its model, as text; as `claims.compare_with_evidence`."""
+        return claims.compare_with_evidence(claims.read(self.folder / "claims.json"), self.model)
 
     def _known(self, name: str, without=None) -> dict:
         path = self.folder / name

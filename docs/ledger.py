@@ -1,0 +1,154 @@
+"""The ledger: README's table and docs/ledger.md, made from the evidence in docs/evidence.
+
+    python docs/ledger.py    # make ledger
+
+Evidence whose digest (docs/evidence/digest.py) is no longer that of its notebook is marked stale.
+"""
+
+import sys
+from pathlib import Path
+
+from massact_utils import places
+from massact_utils.results import claims
+
+sys.path.insert(0, str(Path(__file__).with_name("evidence")))
+from digest import digest
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKS = "<!-- results -->\n", "<!-- end of results -->"
+HEADLINES = (  # the README's rows: the paper's three claims, then others that bear on them; a dozen at most
+    "02.top-above-outside",
+    "03.top-above-outside",
+    "04.more-arrives",
+    "02.top-above-bottom",
+    "04.subject-follows",
+    "02.pattern-is-the-subjects",
+    "02.one-layer-keeps",
+    "03.top-above-outside-anywhere",
+    "03.top-above-caption",
+    "04.level-is-around",
+    "04.above-outside",
+    "01.grows-toward-the-image",
+)
+INTRODUCTION = """\
+A claim is a sentence with an owner, a measure and a threshold that stands before the computation. What is found is a
+mean over n prompts and its 95 % interval. The claim **holds** when the whole interval lies on the claimed side of the
+threshold. It is **contradicted** when the interval lies on the other side, and **undecided** when the interval contains
+the threshold or there is none. A claim that is contradicted stays. Of the small trainings of notebook 05 the range over
+seeds stands in the place of the interval.
+
+The numbers are *evidence*: what the notebooks found at the size that decides (`make evidence`); its tables stand in
+`docs/evidence/`. It is *stale* when the code that made it has changed since and nothing was computed again. `toy` and
+`emoji` are embedded models; what they show is no evidence about a large one."""
+
+
+def rows(root: Path = ROOT) -> list[dict]:
+    """The claims of all evidence, by id, the embedded models first; each with `stale`, whether its code has changed."""
+    found = []
+    for file in sorted(root.glob("docs/evidence/*/provenance.json")):
+        stale = {stem[:2]: _stale(root, stem, entry) for stem, entry in claims.read(file).items()}
+        of = claims.read(file.with_name("claims.json"))
+        found += [row | {"stale": stale[row["notebook"]]} for row in of if row["notebook"] in stale]
+    return sorted(found, key=lambda row: (row["id"], _place(row["model"])))
+
+
+def sources(rows: list[dict]) -> str:
+    """Which numbers are of older code, a sentence for each model; nothing where all are of this code."""
+    stale = {}
+    for row in rows:
+        stale.setdefault(row["model"], set()).update({row["notebook"]} if row["stale"] else ())
+    lines = [
+        f"The evidence on {claims.escape(model)} is stale for {', '.join(sorted(which))}: code has changed since."
+        for model, which in stale.items()
+        if which
+    ]
+    return " ".join(lines) or "All numbers are of this code." * bool(rows)
+
+
+def table(rows: list[dict], ids=HEADLINES) -> str:
+    """Some of the rows as Markdown, in the order of `ids`: a line for each claim, a column for each model."""
+    if not rows:
+        return "No claims yet.\n"
+    models = sorted({row["model"] for row in rows}, key=_place)
+    cells = {(row["id"], row["model"]): row for row in rows}
+    lines = [_line("claim", "whose", "measured", *map(claims.escape, models)), "|---" * (3 + len(models)) + "|"]
+    for id in ids:
+        mine = [cells.get((id, model)) for model in models]
+        if first := next(filter(None, mine), None):
+            measured = f"{claims.escape(first['measure'])}, {_asked(first)}"
+            lines.append(_line(_link(first), _owner(first), measured, *(row and _finding(row) for row in mine)))
+    return "\n".join(lines) + "\n"
+
+
+def page(rows: list[dict]) -> str:
+    """The whole ledger as a page of Markdown: the paper's claims, those of other papers, ours."""
+    kinds = {"The paper": ["paper"], "Other papers": sorted({r["owner"] for r in rows} - {"paper", "ours"})}
+    kinds |= {"Ours": ["ours"]}
+    verdicts = ("holds", "contradicted", "undecided")
+    count = ", ".join(f"{sum(row['verdict'] == word for row in rows)} {word}" for word in verdicts)
+    lines = ["# Every claim", "", INTRODUCTION, "", f"{len(rows)} rows: {count}. {sources(rows)}".strip()]
+    for title, owners in kinds.items():
+        mine = [row for row in rows if row["owner"] in owners]
+        if mine:
+            lines += ["", f"## {title}", ""]
+            lines += [_line("claim", "whose", "measured", "claimed", "model", "found", "note"), "|---" * 7 + "|"]
+        for row in mine:
+            measure, model, note = (claims.escape(row[name]) for name in ("measure", "model", "note"))
+            lines.append(_line(_link(row, "../"), _owner(row), measure, _asked(row), model, _finding(row), note))
+    return "\n".join(lines) + "\n"
+
+
+def filled(text: str, rows: list[dict]) -> str:
+    """The README with the table between its marks. Raises ValueError where the marks are not there once each."""
+    if [text.count(mark) for mark in MARKS] != [1, 1]:
+        raise ValueError(f"{MARKS[0].strip()} and {MARKS[1]} have to be there once each; put them back, in this order")
+    before, rest = text.split(MARKS[0])
+    return f"{before}{MARKS[0]}{table(rows)}\n{sources(rows)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
+
+
+def main(root: Path = ROOT) -> None:
+    """Write README's table and the page; a file in which nothing changes is not written."""
+    known, readme = rows(root), root / "README.md"
+    for path, text in {readme: filled(readme.read_text(), known), root / "docs" / "ledger.md": page(known)}.items():
+        if not path.exists() or path.read_text() != text:
+            with places.whole(path) as beside:
+                beside.write_text(text)
+
+
+def _link(row: dict, up: str = "") -> str:
+    """The claim's sentence with a link to its notebook."""
+    notebooks = [path.name for path in ROOT.glob(f"notebooks/{row['notebook']}_*.ipynb")]
+    link = f" ([{row['notebook']}]({up}notebooks/{notebooks[0]}))" if notebooks else ""
+    return claims.escape(row["sentence"] or row["id"]) + link
+
+
+def _owner(row: dict) -> str:
+    if row["owner"] == "ours":
+        return "ours"
+    number = claims.PAPER if row["owner"] == "paper" else claims.escape(row["owner"])
+    return f"[{'the paper' if row['owner'] == 'paper' else number}](https://arxiv.org/abs/{number})"
+
+
+def _finding(row: dict) -> str:
+    return claims.finding(row) + ", stale" * row["stale"]
+
+
+def _asked(row: dict) -> str:
+    return f"{row['side']} {claims.number(row['threshold'])}"
+
+
+def _line(*cells: str | None) -> str:
+    return f"| {' | '.join((cell or '').replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _place(model: str) -> tuple:
+    return {"toy": 0, "emoji": 1}.get(model, 2), model
+
+
+def _stale(root: Path, stem: str, entry: dict) -> bool:
+    notebook = root / "notebooks" / f"{stem}.ipynb"
+    return not notebook.exists() or digest(notebook, entry["parameters"]) != entry["digest"]
+
+
+if __name__ == "__main__":
+    main()
