@@ -36,13 +36,14 @@ help:
 	@echo "make gpu         every notebook on a real model, into runs/gpu/: MODEL=$(MODEL) N_PROMPTS=$(N_PROMPTS) DEVICE=$(DEVICE)"
 	@echo "make notebooks   execute the notebooks in place, outputs and counts kept, for committing"
 	@echo "make evidence    the notebooks at the size that decides, into docs/evidence/; goes on where it stopped (MODEL=toy)"
-	@echo "make ledger      README's table, docs/ledger.md and the notebooks' boxes from what docs/ holds; seconds"
+	@echo "                 FLAGS=--check computes a drawn share of it again, compares and stamps it; minutes"
+	@echo "make ledger      README's table and docs/ledger.md from docs/evidence/; seconds"
 	@echo
 	@echo "NOTEBOOKS='...'          those that workbook and gpu execute (now: $(notdir $(NOTEBOOKS)))"
 	@echo "PYTHON=python3.12        the interpreter .venv is made from (3.11 or newer; now: $(PYTHON))"
 	@echo "PIP_FLAGS='...'          more flags for pip install; on Linux without a GPU, torch without its CUDA packages:"
 	@echo "                         make PIP_FLAGS='--extra-index-url $(CPU_WHEELS)'"
-	@echo "FLAGS='--shards 8'       flags of docs/evidence/make.py and of the sweep, for evidence"
+	@echo "FLAGS='...'              flags of docs/evidence/make.py and of the sweep, for evidence"
 	@echo "CONSTRAINTS=/dev/null    the newest versions pyproject.toml allows, instead of the pins in constraints.txt"
 	@echo "PYTEST_ADDOPTS='...'     more flags for pytest, such as -x or --junitxml=report.xml"
 
@@ -84,21 +85,18 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
-# 00 reads the ledger that the others write, so it is executed last.
 notebooks: $(STAMP)
 	@rm -rf runs/notebooks
-	@set -e; for nb in notebooks/0[1-9]*.ipynb; do $(call EXECUTE,$$nb); done
-	$(BIN)/python -c 'from massact_utils.results import published; published.publish("runs/notebooks")'
-	$(BIN)/python docs/page_one.py runs/notebooks docs/page_one.png
-	@$(call EXECUTE,notebooks/00_start_here.ipynb)
+	@set -e; for nb in notebooks/*.ipynb; do $(call EXECUTE,$$nb); done
+	$(BIN)/python docs/page_one.py runs/notebooks docs
 
-# What each notebook runs with stands in docs/evidence/sizes.json.
+# What each notebook runs with stands in docs/evidence/sizes.json. The ledger shows what there is, whatever failed.
 evidence: MODEL = toy
 evidence: $(STAMP)
-	$(BIN)/python docs/evidence/make.py $(MODEL) $(FLAGS)
+	$(BIN)/python docs/evidence/make.py $(MODEL) $(FLAGS); status=$$?; $(BIN)/python docs/ledger.py; exit $$status
 
 ledger: $(STAMP)
-	$(BIN)/python -c 'from massact_utils.results import published; published.publish()'
+	$(BIN)/python docs/ledger.py
 
 bench: $(STAMP)
 	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[bench]' | $(QUIETER)

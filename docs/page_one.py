@@ -1,10 +1,12 @@
-"""The README's figure, what massive channels carry, from the results of notebooks 02 and 04; and beside it, as
-carried.png, the figure at the top of notebook 04.
+"""The pictures of README and notebooks from the results of `make notebooks`, into docs/.
 
-python docs/page_one.py runs/notebooks docs/page_one.png
+page_one.png, the README's figure, is what massive channels carry, by notebooks 02 and 04; carried.png is at the
+top of 04; first/NUMBER.png, what a notebook saved as first.png for its top.
+
+python docs/page_one.py runs/notebooks docs
 """
 
-import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,20 +14,25 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from massact_utils.results import storage
+from massact_utils.results import claims, storage
 from massact_utils.show import plots
 
 SHOWN = 4  # the first prompts, and the first pairs
 
 
-def latest(runs, name) -> Path:
-    """The folder of a notebook's newest results, like runs/02_disruption/DIGEST."""
-    return max(Path(runs).glob(f"{name}/**/claims.json"), key=lambda path: path.stat().st_mtime).parent
+def results_of(runs, name) -> Path:
+    """The folder of a notebook's results, runs/02_disruption/DIGEST. Raises ValueError unless there is just one."""
+    folders = [path.parent for path in Path(runs).glob(f"{name}/**/claims.json")]
+    if len(folders) != 1:
+        raise ValueError(
+            f"{runs} holds {len(folders)} results of {name}; one is needed, so remove the others: {folders}"
+        )
+    return folders[0]
 
 
 def disrupted(folder) -> dict:
     """Images of the first prompts by edit of the top channels."""
-    k = json.loads((folder / "parameters.json").read_text())["k"]
+    k = claims.read(folder / "parameters.json")["k"]
     arms = {"untouched": "untouched,k=0,mode=zero", f"top {k} channels\nzeroed": f"top,k={k},mode=zero"}
     arms |= {
         "their level\nreplaced": f"top,k={k},mode=no level",
@@ -39,7 +46,7 @@ def disrupted(folder) -> dict:
 
 def transported(folder) -> dict:
     """Images of the first pairs: source, target, and the target with one part of the source's channels."""
-    k = json.loads((folder / "parameters.json").read_text())["k"]
+    k = claims.read(folder / "parameters.json")["k"]
     table = storage.read(folder / "reported.parquet").set_index(["name", "pair"]).png
     rows = {"source": "source", "target": "target"}
     rows |= {f"target with the level of\nthe source's top {k}": "no mask, level"}
@@ -49,8 +56,8 @@ def transported(folder) -> dict:
 
 def carried(runs):
     """Notebook 04's first figure: three pairs, and what comes along with the top channels and with as many others."""
-    folder = latest(runs, "04_transport")
-    k = json.loads((folder / "parameters.json").read_text())["k"]
+    folder = results_of(runs, "04_transport")
+    k = claims.read(folder / "parameters.json")["k"]
     table = storage.read(folder / "reported.parquet").set_index(["name", "pair"]).png
     columns = {"source": "source", "target": "target", f"target with the\nsource's top {k}": "no mask, both"}
     columns |= {"their level\nalone": "no mask, level", "their pattern\nalone": "no mask, pattern"}
@@ -65,7 +72,7 @@ def carried(runs):
 def draw(runs):
     """The figure, from a folder of the notebooks' results."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.7), layout="constrained")
-    sheets = disrupted(latest(runs, "02_disruption")), transported(latest(runs, "04_transport"))
+    sheets = disrupted(results_of(runs, "02_disruption")), transported(results_of(runs, "04_transport"))
     titles = "Take a part of a few channels away", "Carry a part of them over, without a mask"
     for ax, pictures, title in zip(axes, sheets, titles, strict=True):
         plots.contact_sheet(pictures, ax=ax)
@@ -77,6 +84,8 @@ def draw(runs):
 
 
 if __name__ == "__main__":
-    out = Path(sys.argv[2])
-    storage.write(out, draw(sys.argv[1]))
-    storage.write(out.with_name("carried.png"), carried(sys.argv[1]))
+    runs, out = map(Path, sys.argv[1:])
+    storage.write(out / "page_one.png", draw(runs))
+    storage.write(out / "carried.png", carried(runs))
+    for notebook in sorted({picture.relative_to(runs).parts[0] for picture in runs.rglob("first.png")}):
+        shutil.copyfile(results_of(runs, notebook) / "first.png", out / "first" / f"{notebook[:2]}.png")

@@ -1,8 +1,8 @@
 """A drawn share of a notebook's batches is computed again and compared with the published tables, row by row.
 
-The notebook is executed as it is, cell by cell, in a fresh folder of results in which the other batches stand already:
-with their rows of the published table, or empty. So only the drawn ones are pending, and the execution ends with the last
-of them, before the figures. A cell that fails on the empty ones is passed over.
+The notebook is executed as it is, cell by cell, in a fresh folder of results in which the other batches stand already,
+with their rows of the published table, or empty. So only the drawn ones are pending, and it ends with the last of them,
+before the figures. A cell that fails on the empty ones is passed over.
 """
 
 import os

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import tokenize
+from functools import cache
 from pathlib import Path
 
 from massact_utils import places
@@ -22,7 +23,7 @@ def digest(notebook: Path, parameters: dict) -> str:
 def deciding(notebook: Path, parameters: dict) -> dict:
     """What decides a notebook's numbers, each with its own digest.
 
-    That is the code of its cells; the package without show/, hence also the rule of the seeds and the order of rows; the
+    That is the code of its cells; the package without show/, hence also the rule of seeds and the order of rows; the
     values of the parameters; what a parameter names in data/, a whole model's folder ("toy") or a bundled prompt set;
     and of a training that a cell imports its data and its code without figures. Of code only what is executed counts:
     no comments, docstrings, blank lines.
@@ -43,7 +44,8 @@ def deciding(notebook: Path, parameters: dict) -> dict:
     }
 
 
-def code(source: str) -> list[str]:
+@cache
+def code(source: str) -> str:
     """The lines of a source that do something: the same for every Python, unlike a syntax tree."""
     source = re.sub(r"^( *)[%!].*", r"\1pass", source, flags=re.MULTILINE)  # magics of a notebook
     lines = source.splitlines()
@@ -56,7 +58,7 @@ def code(source: str) -> list[str]:
         if documented and ast.get_docstring(node, clean=False) is not None:
             first, last = node.body[0].lineno - 1, node.body[0].end_lineno
             lines[first:last] = [""] * (last - first)
-    return [line.rstrip() for line in lines if line.strip()]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def _programs(folder: Path) -> str:

@@ -4,11 +4,11 @@
     python docs/evidence/make.py toy --check        # make evidence FLAGS=--check
     python docs/evidence/make.py flux.2-klein-4b    # make evidence MODEL=flux.2-klein-4b
 
-Called in the repository's root. `sizes.json` says which notebooks, in which order, with which parameters, and in which of
-their tables the batches of a loop stand row by row. What is computed lies in runs/evidence/; killed at any moment and
-called again, this goes on with the batches that are missing. A notebook whose digest (digest.py) is that of its published
-evidence is not executed again. With `--check` a drawn share of the batches is computed again, instead, and where they
-agree with the tables the evidence gets the digest of today's code.
+Called in the repository's root. `sizes.json` says which notebooks, with which parameters, and in which of their tables
+the batches of a loop stand row by row. What is computed lies in runs/evidence/; killed at any moment and called again,
+this goes on with the batches that are missing. A notebook whose digest (digest.py) is that of its published evidence is
+not executed again. With `--check` a drawn share of the batches is computed again instead (check.py), and evidence that
+agrees gets the digest of today's code.
 """
 
 import argparse
@@ -72,34 +72,27 @@ def planned(model: str, sizes: dict, out: Path) -> list[Job]:
     return jobs
 
 
-def executed(jobs: list[Job], flags: list[str], keep) -> list[str]:
-    """Execute and keep one after the other, saying how far it is; the notebooks that failed."""
-    failed = []
-    for job in jobs:
-        words = [word for name, value in job.given.items() for word in ("-p", name, _word(value))]
-        start = time.monotonic()
-        with ThreadPoolExecutor(1) as thread:
-            command = [str(job.notebook), "--out", str(job.folder.parent), *words, *flags]
-            future = thread.submit(sweep.main, command)
-            try:
-                while not wait([future], timeout=EVERY).done:
-                    done, begun = progress(job.folder)
-                    minutes = (time.monotonic() - start) / 60
-                    print(f"{job.stem}: {done} of {begun} batches so far, {minutes:.0f} min", flush=True)
-            except KeyboardInterrupt:
-                os._exit(130)  # what was started dies with this process
-        if future.result():
-            failed.append(job.stem)
-        else:
-            keep(job)
-    return failed
+def executed(job: Job, flags: list[str]) -> bool:
+    """Execute a notebook, saying now and then how far it is; whether it came to its end."""
+    words = [word for name, value in job.given.items() for word in ("-p", name, _word(value))]
+    start = time.monotonic()
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(sweep.main, [str(job.notebook), "--out", str(job.folder.parent), *words, *flags])
+        try:
+            while not wait([future], timeout=EVERY).done:
+                done, begun = progress(job.folder)
+                minutes = (time.monotonic() - start) / 60
+                print(f"{job.stem}: {done} of {begun} batches so far, {minutes:.0f} min", flush=True)
+        except KeyboardInterrupt:
+            os._exit(130)  # what was started dies with this process
+    return not future.result()
 
 
-def kept(job: Job, to: Path) -> None:
-    """Bring a finished notebook's claims, tables and provenance into the folder of its model.
+def kept(job: Job, to: Path) -> bool:
+    """Bring a finished notebook's claims, tables and provenance into the folder of its model; True once they are there.
 
-    A loop whose batches are Datasets, in no table row by row, gets a table of them in brief. The largest tables are left
-    out where they are too large together, and named in the provenance, which comes last: a notebook without it has no
+    A loop whose batches are Datasets and in no table gets a table of them in brief. The largest tables are left out
+    where they are too large together, and named in the provenance, which comes last: a notebook without it has no
     evidence, whatever else lies there.
     """
     made, ran = claims.read(job.folder / "provenance.json"), claims.read(job.folder / "parameters.json")
@@ -133,42 +126,26 @@ def kept(job: Job, to: Path) -> None:
     entry |= {name: made[name] for name in FROM if name in made}
     entry |= {"tables": sorted(file.name for file in sizes), "left out (bytes)": left_out}
     storage.write(to / "provenance.json", dict(sorted((known | {job.stem: entry}).items())))
+    return True
 
 
-def checked(jobs: list[Job], to: Path) -> list[str]:
-    """Compute a drawn share of every notebook's batches again, two notebooks at a time; those whose evidence is stale.
-
-    Evidence that agrees gets the digest of today's code.
-    """
-
-    def one(job: Job) -> bool:
-        entry, start = claims.read(to / "provenance.json").get(job.stem), time.monotonic()
-        if entry is None:
-            print(f"{job.stem}: no evidence in {to}; `make evidence` makes it", flush=True)
-            return False
-        was, now = entry["parameters"], job.parameters
-        wrong = [
-            f"it was made with {name} = {was[name]!r}, now {now[name]!r}"
-            for name in was
-            if was[name] != now.get(name, was[name])
-        ]
-        done, of, wrong = (0, 0, wrong) if wrong else recomputed(job, entry["prompts"], to / job.stem)
-        minutes = (time.monotonic() - start) / 60
-        print(
-            f"{job.stem}: {done} of {of} batches computed again in {minutes:.1f} min, {'stale' if wrong else 'they agree'}",
-            *wrong,
-            sep="\n  ",
-            flush=True,
-        )
-        if not wrong:
-            stamp = {"digest": job.digest, "parameters": job.parameters, "checked": f"{done} of {of} batches"}
-            with LOCK:
-                known = claims.read(to / "provenance.json")
-                storage.write(to / "provenance.json", known | {job.stem: known[job.stem] | stamp})
-        return not wrong
-
-    with ThreadPoolExecutor(2) as threads:
-        return [job.stem for job, good in zip(jobs, threads.map(one, jobs), strict=True) if not good]
+def checked(job: Job, to: Path) -> bool:
+    """Compute a drawn share of a notebook's batches again; whether they agree, and the evidence has today's digest."""
+    start, entry = time.monotonic(), claims.read(to / "provenance.json", {}).get(job.stem)
+    if entry is None:
+        print(f"{job.stem}: no evidence in {to}", flush=True)
+        return False
+    was, now = entry["parameters"], job.parameters
+    wrong = [f"{name} = {was[name]!r} then, {now[name]!r} now" for name in was if was[name] != now.get(name, was[name])]
+    done, of, wrong = (0, 0, wrong) if wrong else recomputed(job, entry["prompts"], to / job.stem)
+    words = f"{done} of {of} batches in {(time.monotonic() - start) / 60:.1f} min"
+    print(f"{job.stem}: {words}, {'stale' if wrong else 'they agree'}", *wrong, sep="\n  ", flush=True)
+    if not wrong:
+        stamp = {"digest": job.digest, "parameters": now, "checked": f"{done} of {of} batches"}
+        with LOCK:
+            known = claims.read(to / "provenance.json")
+            storage.write(to / "provenance.json", known | {job.stem: known[job.stem] | stamp})
+    return not wrong
 
 
 def _word(value) -> str:
@@ -176,7 +153,7 @@ def _word(value) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make what is missing of a model's evidence, or check what is there; 0 when all is well, 1 when a notebook is not."""
+    """Make what is missing of a model's evidence, or check what is there; 1 when a notebook failed or is stale."""
     parser = argparse.ArgumentParser(prog="python docs/evidence/make.py", description="Make the evidence of a model.")
     add = parser.add_argument
     add("model", help="a known name, a Hub id or a local folder")
@@ -187,25 +164,17 @@ def main(argv: list[str] | None = None) -> int:
     name = claims.directory(provenance.public({"model": args.model})["model"])
     to, jobs = args.to / name, planned(args.model, claims.read(args.sizes), Path("runs/evidence", name))
     if args.check:
-        stale = checked(jobs, to)
-        print(
-            f"Stale: {', '.join(stale)}; `make evidence` makes them anew"
-            if stale
-            else f"The evidence on {name} is of this code"
-        )
-        return bool(stale)
-    known = claims.read(to / "provenance.json", {})
-    missing = [job for job in jobs if known.get(job.stem, {}).get("digest") != job.digest]
-    if not missing:
-        print(f"Nothing to do: the evidence on {name} in {to} is of this code and these sizes", flush=True)
-        return 0
-    print(f"Evidence on {name}: {', '.join(job.stem for job in missing)}", flush=True)
-    failed = executed(missing, flags, lambda job: kept(job, to))
-    print(
-        f"Failed: {', '.join(failed)}; the others are in {to}" if failed else f"The evidence on {name} is in {to}",
-        flush=True,
-    )
-    return bool(failed)
+        with ThreadPoolExecutor(2) as threads:
+            good = threads.map(lambda job: checked(job, to), jobs)
+    else:
+        known = claims.read(to / "provenance.json", {})
+        jobs = [job for job in jobs if known.get(job.stem, {}).get("digest") != job.digest]
+        print(f"Evidence on {name} to make: {', '.join(job.stem for job in jobs) or 'none'}", flush=True)
+        good = [executed(job, flags) and kept(job, to) for job in jobs]
+    bad = [job.stem for job, well in zip(jobs, good, strict=True) if not well]
+    state = f"without {', '.join(bad)}" if bad else "is whole"
+    print(f"The evidence on {name} in {to} {state}" + "; make evidence makes it" * bool(bad and args.check))
+    return bool(bad)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def finding(row: dict) -> str:
 def box(which: str | list[str], model: str = "toy"):
     """What the evidence says of claims by id, or of a notebook's first three ("02"), as Markdown that a cell shows.
 
-    The paper's claims come first, then other papers', then ours. For a model without evidence it is the toy's, and says so.
+    The paper's claims come first, then other papers', then ours. A model without evidence gets the toy's, and is told.
     """
     from IPython.display import Markdown
 

@@ -1,0 +1,140 @@
+"""README and the ledger's page show the evidence, stale once what decides its numbers has changed."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from massact_utils import places
+from test_claims import row
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "docs" / "evidence")]
+import digest  # noqa: E402
+import ledger  # noqa: E402
+
+REMEDY = "run `make ledger`: the evidence, or the code that made it, has changed"
+PARAMETERS = {"model": "big", "prompts": "words", "k": 12}
+
+
+def test_readme_and_page_show_the_ledger():
+    rows, readme = ledger.rows(), (ROOT / "README.md").read_text()
+    assert readme == ledger.filled(readme, rows), REMEDY
+    assert (ROOT / "docs" / "ledger.md").read_text() == ledger.page(rows), REMEDY
+
+
+def test_the_readme_has_the_papers_three_claims_first_and_a_dozen_at_most():
+    owners = {row["id"]: row["owner"] for row in ledger.rows()}
+    assert len(ledger.HEADLINES) <= 12 and set(ledger.HEADLINES) <= set(owners)
+    assert [(owners[id], id[:2]) for id in ledger.HEADLINES[:3]] == [("paper", number) for number in ("02", "03", "04")]
+
+
+def test_the_evidence_is_small_and_holds_no_pictures():
+    for folder in (path.parent for path in places.evidence().glob("*/provenance.json")):
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert {path.suffix for path in files} <= {".json", ".parquet"}
+        assert sum(path.stat().st_size for path in files) < 5_500_000
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A repository: the package, a model and prompts, a notebook that imports a training, and its evidence."""
+    shutil.copytree(places.PACKAGE, tmp_path / "massact_utils", ignore=shutil.ignore_patterns("__pycache__", "data"))
+    for file, text in {
+        "README.md": f"before\n{ledger.MARKS[0]}gone\n{ledger.MARKS[1]}\nafter\n",
+        "data/prompts/words.txt": "a red star\n",
+        "data/prompts/others.txt": "a blue star\n",
+        "data/big/scheduler_config.json": '{"shift": 3.0}',
+        "data/small/losses.csv": "1\n",
+        "training/small/train.py": "steps = 100\n",
+        "training/small/figures.py": "colour = 'red'\n",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    cells = [new_markdown_cell("# Why?"), new_code_cell("k: int = 12", metadata={"tags": ["parameters"]})]
+    cells += [new_code_cell('"""Words."""\nfrom training.small import train\nx = 1  # a number\n')]
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / "02_disruption.ipynb")
+    monkeypatch.setattr(places, "PACKAGE", tmp_path / "massact_utils")
+    for module in (digest, ledger):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    (folder := tmp_path / "docs" / "evidence" / "big").mkdir(parents=True)
+    entry = {"digest": digest.digest(tmp_path / "notebooks" / "02_disruption.ipynb", PARAMETERS)}
+    (folder / "provenance.json").write_text(json.dumps({"02_disruption": entry | {"parameters": PARAMETERS}}))
+    rows = [row(ledger.HEADLINES[0], "big", n=64), row("02.c", "big", owner="2510.11538"), row("03.unfinished", "big")]
+    (folder / "claims.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "stale"),
+    [
+        ("notebooks/02_disruption.ipynb", "x = 1", "x = 2", True),
+        ("notebooks/02_disruption.ipynb", "a number", "another word", False),
+        ("notebooks/02_disruption.ipynb", "Words.", "Others.", False),
+        ("notebooks/02_disruption.ipynb", "# Why?", "# How?", False),
+        ("data/prompts/words.txt", "red", "green", True),
+        ("data/prompts/others.txt", "blue", "green", False),
+        ("data/big/scheduler_config.json", "3.0", "1.0", True),
+        ("data/small/losses.csv", "1", "2", True),
+        ("training/small/train.py", "100", "200", True),
+        ("training/small/figures.py", "red", "blue", False),
+        ("massact_utils/results/run.py", "self.seed + j", "self.seed + 2 * j", True),
+        ("massact_utils/results/storage.py", "pd.concat(results,", "pd.concat(results[::-1],", True),
+        ("massact_utils/show/plots.py", "\n", "\nx = 1\n", False),
+    ],
+)
+def test_evidence_is_stale_once_what_decides_its_numbers_changes(root, file, old, new, stale):
+    assert [row["stale"] for row in ledger.rows(root)] == [False, False]
+    text = (root / file).read_text()
+    assert old in text
+    (root / file).write_text(text.replace(old, new))
+    assert [row["stale"] for row in ledger.rows(root)] == [stale, stale]
+    ledger.main(root)
+    for page in (root / "README.md", root / "docs" / "ledger.md"):
+        assert ("n = 64: holds, stale |" in page.read_text()) == stale
+        assert ("The evidence on big is stale for 02: code has changed since." in page.read_text()) == stale
+
+
+def test_pages_are_filled_and_then_nothing_changes(root):
+    ledger.main(root)
+    readme, rows = (root / "README.md").read_text(), ledger.rows(root)
+    assert readme.startswith("before\n") and readme.endswith(f"{ledger.MARKS[1]}\nafter\n") and "gone" not in readme
+    assert ledger.table(rows) in readme and "02.c" not in readme
+    page = (root / "docs" / "ledger.md").read_text()
+    assert "2 rows: 2 holds, 0 contradicted, 0 undecided." in page and "03.unfinished" not in page
+    assert page.index("## Other papers") < page.index("## Ours") and "## The paper" not in page
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*.*")}
+    ledger.main(root)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*.*")} == before
+    with pytest.raises(ValueError, match="<!-- results --> and <!-- end of results --> have to be there once"):
+        ledger.filled("no marks", rows)
+
+
+def test_a_line_for_each_claim_and_a_column_for_each_model():
+    rows = [row(model=model, value=value) for model, value in (("big", 0.25), ("emoji", -1.234567), ("toy", 0.05))]
+    rows = [row | {"stale": False} for row in [*rows, row("03.d", "big", owner="paper", value=None, n=None)]]
+    lines = ledger.table(rows, ["03.d", "02.a-b", "04.none"]).splitlines()
+    assert lines[0] == "| claim | whose | measured | toy | emoji | big |" and len(lines) == 4
+    assert "[the paper](https://arxiv.org/abs/2605.13974)" in lines[2] and lines[2].endswith("|  |  | not measured |")
+    cells = [cell.strip() for cell in lines[3].split("|")[1:-1]]
+    assert cells[0] == "A hurts more than B. ([02](notebooks/02_disruption.ipynb))" and cells[1] == "ours"
+    assert cells[2:] == [
+        "PSNR, dB, above 0",
+        "0.05 (-0.05 to 0.15), n = 12: **undecided**, about 41 would decide",
+        "-1.23 (-1.33 to -1.13), n = 12: **contradicted**",
+        "0.25 (0.15 to 0.35), n = 12: holds",
+    ]
+
+
+def test_what_a_claim_says_is_text_and_no_markup():
+    bad = "<script>alert(1)</script>\n|a| <!-- end of results -->"
+    rows = [row(model=bad, sentence=bad, measure=bad, note=bad) | {"stale": True}]
+    for text in (ledger.table(rows, ["02.a-b"]), ledger.page(rows), ledger.sources(rows)):
+        assert "<" not in text and "&lt;script&gt;" in text
+    (*_, line) = ledger.table(rows, ["02.a-b"]).splitlines()
+    assert r"alert(1)&lt;/script&gt; \|a\| &lt;!--" in line
