@@ -39,7 +39,9 @@ def deciding(notebook: Path, parameters: dict) -> dict:
         "cells": provenance.digest(code(source)),
         "package": _programs(places.PACKAGE),
         "parameters": provenance.public(parameters),
-        "data": {path.name: provenance.content(path) for path in data if path.exists()},
+        "data": [
+            [str(file.relative_to(places.data())), provenance.content(file)] for path in data for file in _files(path)
+        ],
         "trainings": {name: _programs(ROOT / "training" / name) for name in sorted(trainings)},
     }
 
@@ -59,6 +61,12 @@ def code(source: str) -> str:
             first, last = node.body[0].lineno - 1, node.body[0].end_lineno
             lines[first:last] = [""] * (last - first)
     return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or all below a folder but the hidden ones and those to be read."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [file for file in files if file.is_file() and file.suffix != ".md" and not file.name.startswith(".")]
 
 
 def _programs(folder: Path) -> str:
