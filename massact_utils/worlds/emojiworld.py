@@ -151,6 +151,22 @@ def sample(n: int, *, seed: int = 0, split: str = "train") -> list[Scene]:
     return scenes
 
 
+def pairs(n: int, *, seed: int = 0) -> list[tuple[Scene, Scene]]:
+    """n pairs of scenes of the test split, source and target, that name thing, ground, pattern, place, light and style,
+    have no companion, and differ in all six; no scene comes twice.
+    """
+    rng, drawn = np.random.default_rng(seed), []
+    names = ("thing", "ground", "pattern", "place", "light", "style")
+    while len(drawn) < n:
+        two = {name: [str(word) for word in rng.choice(ATTRIBUTES[name].words, 2, replace=False)] for name in names}
+        pair = tuple(Scene(**{name: words[i] for name, words in two.items()}) for i in (0, 1))
+        if {split_of(scene) for scene in pair} == {"test"} and not {*pair} & {
+            scene for earlier in drawn for scene in earlier
+        }:
+            drawn.append(pair)
+    return drawn
+
+
 def render(scenes: list[Scene], *, seed: int = 0, size: int = 96):
     """Draw scenes: images (B, size, size, 3) uint8; masks, "subject", "companion" and "shadow" -> (B, size, size)
     float32, the share of each pixel that a part covers, in sum 1 at most; and the scenes as they were drawn, with
