@@ -1,5 +1,4 @@
 from . import experiments, measures, models, places, probes, prompts, results, show, worlds
-from .measures import evidence, metrics
 from .measures.masks import iou, token_masks
 from .models.cost import cost
 from .models.families import FAMILIES, Block, blocks
@@ -25,14 +24,12 @@ __all__ = [
     "attach",
     "blocks",
     "cost",
-    "evidence",
     "experiments",
     "explorers",
     "generate",
     "iou",
     "load",
     "measures",
-    "metrics",
     "models",
     "noised_source",
     "parameters",

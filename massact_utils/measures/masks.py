@@ -1,5 +1,7 @@
 """Masks: cluster the image tokens by their recorded channels, and compare the masks with references."""
 
+from operator import index
+
 import numpy as np
 import torch
 import xarray as xr
@@ -9,20 +11,18 @@ from ..probes.record import Record
 from . import clusters
 
 METHODS = ("kmeans", "pca", "border")
-SCALINGS = ("minmax", "quantile", "standard")
+SCALINGS = ("minmax", "standard")
 POLARITIES = ("heat", "total", "border", "centre")
+DEFAULTS = dict(ranks=None, method="kmeans", scaling="minmax")  # what an arm may choose
 AT_ONCE = 2**26  # recorded values that are clustered at once: 256 MiB in float32
 
 
-def token_masks(
-    record, *, layer, step=-1, ranks=None, method="kmeans", scaling="minmax", absolute=False, polarity="heat"
-):
+def token_masks(record, *, layer, step=-1, ranks=None, method="kmeans", scaling="minmax", polarity="heat"):
     """Where the subject is, by the recorded channels: masks (image, H, W) bool and heat (image, H, W) float32.
 
-    `layer` and `step` are recorded ones (negative: from the last), or lists, whose channels are then taken together;
-    `ranks` are places among a site's recorded channels, None all. Every channel, its absolute value with
-    `absolute=True`, is brought to one scale over its image's tokens: its range to 0..1 ("minmax"), its 2nd to 98th
-    percentile, clipped ("quantile"), or mean 0 and deviation 1 ("standard"). Heat is the mean over channels.
+    `layer` and `step` are recorded ones (negative: from the last); `ranks` are places among a site's recorded channels,
+    None all. Every channel is brought to one scale over its image's tokens: its range to 0..1 ("minmax"), or mean 0 and
+    deviation 1 ("standard"). Heat is the mean over channels.
 
     - "kmeans": two clusters of tokens; the foreground is the one with the higher mean heat ("heat"), with more heat in
       all ("total"), with the smaller share of its tokens on the image's border ("border"), or nearer its middle
@@ -32,15 +32,14 @@ def token_masks(
     - "border": heat is the mean distance to the three most similar tokens on the image's border, as in saliency by
       background priors; the foreground is what Otsu's threshold leaves above it, and `polarity` has no say.
 
-    Raises ValueError for an unknown method, scaling or polarity and for an empty record, KeyError for a site that was
-    not recorded, IndexError for ranks that do not exist.
+    Raises ValueError for an unknown method, scaling or polarity, for an empty record and for values that are not
+    finite; KeyError for a site that was not recorded, IndexError for ranks that do not exist.
     """
-    how = _checked(dict(method=method, scaling=scaling, polarity=polarity))
+    _check(method=method, scaling=scaling, polarity=polarity)
     if not record.sites:
         raise ValueError("the Record has seen no tokens: generate inside `with mu.attach(pipe, record):` first")
-    sites = [(s, i) for s in _recorded(step, record.steps) for i in _recorded(layer, record.layers)]
-    tokens = _tokens(record, sites, ranks, absolute, -1)  # image N K
-    side, heat = _split(tokens, how, record.grid, {})
+    site = _recorded(step, record.steps), _recorded(layer, record.layers)
+    side, heat = _split(_tokens(record, [site], ranks), scaling, [method], record.grid)[method]
     mask = side if method == "border" else _foreground(side, heat, polarity, record.grid)
     return tuple(x.reshape(-1, *record.grid).cpu().numpy() for x in (mask, heat))
 
@@ -49,49 +48,50 @@ def token_masks(
 def overlaps(record, subject, arms: dict) -> xr.DataArray:
     """IoU with the subject (image, H, W) of many arms at all recorded sites: (image, rule, arm, layer, step).
 
-    An arm is a dict of token_masks' arguments, or a mask (H, W) that looks at no image. Rules are the polarities and
-    "oracle", the side of the split that overlaps the subject more: what a partition is worth, whoever names its sides.
-    Sites are clustered together, as many as fit in 256 MiB, on the device where the record lies.
+    An arm is a dict of token_masks' ranks, method and scaling, or a mask (H, W) that looks at no image. Rules are the
+    polarities and "oracle", the side of the split that overlaps the subject more: what a partition is worth, whoever
+    names its sides. Sites are clustered together, as many as fit in 256 MiB, on the device where the record lies.
+    Raises what `token_masks` does, and ValueError for a subject of another shape than the record's images.
     """
-    defaults = dict(ranks=None, method="kmeans", scaling="minmax", absolute=False)
-    ways = {name: _checked(defaults | how) for name, how in arms.items() if isinstance(how, dict)}
+    fixed = {name: arm for name, arm in arms.items() if not isinstance(arm, dict)}
+    groups = {}  # arms that look at the same channels on the same scale
+    for name, arm in ((name, DEFAULTS | arm) for name, arm in arms.items() if name not in fixed):
+        _check(method=arm["method"], scaling=arm["scaling"])
+        ranks = None if arm["ranks"] is None else tuple(map(index, arm["ranks"]))
+        groups.setdefault((ranks, arm["scaling"]), {})[name] = arm["method"]
     sites = [(step, layer) for layer in record.layers for step in record.steps]
     values = record[sites[0]][1]
+    if np.shape(subject) != (len(values), *record.grid):
+        raise ValueError(f"{len(values)} images of {record.grid} tokens have subjects of {np.shape(subject)}")
     subject = torch.as_tensor(np.asarray(subject), device=values.device).float().flatten(1)  # image N
-    at_once = max(1, AT_ONCE // values.numel())
-    found = {name: [] for name in arms}
-    for start in range(0, len(sites), at_once):
-        part, last = sites[start : start + at_once], None
-        many = subject.repeat(len(part), 1)  # sites * images, N
-        for name, how in sorted(ways.items(), key=lambda item: _channels(item[1])):
-            if _channels(how) != last:
-                tokens = _tokens(record, part, how["ranks"], how["absolute"], 0)
-                known, last = {}, _channels(how)
-            split = _split(tokens, how, record.grid, known)
-            found[name].append(_by_rule(*split, how["method"], record.grid, many))
-    for name, mask in ((name, mask) for name, mask in arms.items() if name not in ways):
+    iou, at_once = {name: [] for name in arms}, max(1, AT_ONCE // values.numel())
+    for part in (sites[start : start + at_once] for start in range(0, len(sites), at_once)):
+        repeated = subject.repeat(len(part), 1)  # sites * images, N
+        for (ranks, scaling), methods in groups.items():
+            split = _split(_tokens(record, part, ranks), scaling, set(methods.values()), record.grid)
+            for name, method in methods.items():
+                iou[name].append(_by_rule(*split[method], method, record.grid, repeated))
+    for name, mask in fixed.items():
         mask = torch.as_tensor(np.asarray(mask), device=subject.device).flatten().expand(subject.shape)
-        found[name].append(_by_rule(mask, mask.float(), "border", record.grid, subject).repeat(len(sites), 1))
+        iou[name].append(_by_rule(mask, mask.float(), "border", record.grid, subject).repeat(len(sites), 1))
     shape = len(record.layers), len(record.steps), len(subject), len(POLARITIES) + 1
-    value = np.stack(
-        [torch.cat(parts).cpu().numpy().reshape(shape) for parts in found.values()]
-    )  # arm layer step image
+    table = np.stack([torch.cat(parts).cpu().numpy().reshape(shape) for parts in iou.values()])  # arm layer step image
     dims = dict(rule=[*POLARITIES, "oracle"], arm=[*arms], layer=record.layers, step=record.steps)
-    return xr.DataArray(value.transpose(3, 4, 0, 1, 2), dims, ("image", *dims), name="iou")
+    return xr.DataArray(table.transpose(3, 4, 0, 1, 2), dims, ("image", *dims), name="iou")
 
 
-def compared(record, subject, arms: dict, told: dict, ways: dict) -> xr.DataArray:
-    """`overlaps` of a record's arms, and beside them of what else is told of the tokens: {name: tokens of `as_record`}.
+def overlaps_with_baselines(record, subject, arms: dict, baselines: dict, cuts: dict) -> xr.DataArray:
+    """`overlaps` of a record's arms and of baselines, {name: tokens as `as_record` takes them}.
 
-    `ways` are ends of a name and token_masks' arguments, as in {"": {}, ", border": dict(method="border")}: everything
-    told is cut in every way. What is told of fewer layers or steps than were recorded stands at the nearest ones too,
-    and a name of which nothing is told is left out.
+    `cuts` are endings of a name and token_masks' arguments, as in {"": {}, ", border": dict(method="border")}: every
+    baseline is cut in every way. One of fewer layers or steps than were recorded stands at the nearest ones too, and
+    one without tokens is left out.
     """
-    parts = [overlaps(record, subject, arms)]
-    for name, tokens in ((name, tokens) for name, tokens in told.items() if tokens):
-        own = overlaps(as_record(tokens, record.grid), subject, {f"{name}{end}": how for end, how in ways.items()})
-        parts.append(own.reindex(layer=record.layers, step=record.steps, method="nearest"))
-    return xr.concat(parts, "arm")
+    tables = [overlaps(record, subject, arms)]
+    for name, tokens in ((name, tokens) for name, tokens in baselines.items() if tokens):
+        own = overlaps(as_record(tokens, record.grid), subject, {f"{name}{end}": cut for end, cut in cuts.items()})
+        tables.append(own.reindex(layer=record.layers, step=record.steps, method="nearest"))
+    return xr.concat(tables, "arm")
 
 
 def as_record(tokens: dict, grid: tuple[int, int]) -> Record:
@@ -108,7 +108,7 @@ def as_record(tokens: dict, grid: tuple[int, int]) -> Record:
     return record
 
 
-def colours(images, grid: tuple[int, int]) -> np.ndarray:
+def token_colours(images, grid: tuple[int, int]) -> np.ndarray:
     """Mean colour of each token's part of the image: (image, h, w, 3) uint8 -> (image, N, 3) from 0 to 1."""
     images = np.asarray(images)
     flat = np.moveaxis(images, 3, 1).reshape(-1, *images.shape[1:3]) / 255
@@ -119,14 +119,16 @@ def iou(mask, reference):
     """Intersection over union of masks and references (..., H, W): float, or an array (...); nan where both are empty.
 
     A reference may hold shares of the tokens' areas (`coverage`): then this is the overlap of the mask, enlarged to the
-    image's pixels, with the reference there. Raises ValueError for unequal shapes.
+    image's pixels, with the reference there. Raises ValueError for unequal shapes and values outside 0 to 1.
 
     >>> iou([[True, True, False]], [[True, False, False]])
     0.5
     """
     mask, reference = np.asarray(mask, float), np.asarray(reference, float)
-    if mask.shape != reference.shape:
+    if mask.shape != reference.shape or mask.ndim < 2:
         raise ValueError(f"a mask {mask.shape} and a reference {reference.shape} cannot be compared; see coverage()")
+    if not all(((x >= 0) & (x <= 1)).all() for x in (mask, reference)):
+        raise ValueError("a mask holds True and False, or shares from 0 to 1; compare a picture with a threshold first")
     both = (mask * reference).sum((-2, -1))
     either = mask.sum((-2, -1)) + reference.sum((-2, -1)) - both
     value = np.where(either > 0, both / np.where(either > 0, either, 1), np.nan)
@@ -142,11 +144,10 @@ def coverage(masks, grid: tuple[int, int]) -> np.ndarray:
     return resize_local_mean(np.asarray(masks, np.float32), grid, channel_axis=0)
 
 
-def typical(masks) -> np.ndarray:
-    """The best guess at one more mask from many (n, H, W) of its kind: the level of their mean, cut where the result
-    overlaps the many most on average: (H, W) bool.
+def best_consensus(masks) -> np.ndarray:
+    """The mean of many masks (n, H, W), cut at the level whose result overlaps them most on average: (H, W) bool.
 
-    >>> typical([[[1, 1, 0]], [[1, 0, 0]], [[1, 1, 0]]]).tolist()
+    >>> best_consensus([[[1, 1, 0]], [[1, 0, 0]], [[1, 1, 0]]]).tolist()
     [[True, True, False]]
     """
     masks = np.asarray(masks, bool)
@@ -155,13 +156,12 @@ def typical(masks) -> np.ndarray:
     return max(cuts, key=lambda cut: np.nan_to_num(iou(np.broadcast_to(cut, masks.shape), masks), nan=1.0).mean())
 
 
-def trivial_masks(grid: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Masks (H, W) that look at no image: "everything", a Gaussian about the "centre" (a quarter of each side wide) cut
-    at half its height, and all but the "border" tokens.
+def centre_mask(grid: tuple[int, int]) -> np.ndarray:
+    """A mask (H, W) that looks at no image: a Gaussian about the centre, a quarter of each side wide, cut at half its
+    height.
     """
     y, x = _places(grid)
-    centre = np.exp(-8 * (x**2 + y**2)) > 0.5
-    return {"everything": np.ones(grid, bool), "centre": centre, "not the border": ~border_of(grid)}
+    return np.exp(-8 * (x**2 + y**2)) > 0.5
 
 
 def border_of(grid) -> np.ndarray:
@@ -177,65 +177,59 @@ def _places(grid):
     return np.broadcast_arrays(*np.ix_(*axes), np.empty(grid))[:2]
 
 
-def _recorded(chosen, known: list[int]) -> list[int]:
-    """Recorded steps or layers; negative ones count from the last."""
-    chosen = list(chosen) if hasattr(chosen, "__iter__") else [chosen]
-    return [known[int(i)] if -len(known) <= i < 0 else int(i) for i in chosen]
+def _recorded(chosen: int, known: list[int]) -> int:
+    """A recorded step or layer; a negative one counts from the last."""
+    chosen = index(chosen)
+    return known[chosen] if -len(known) <= chosen < 0 else chosen
 
 
-def _checked(how: dict) -> dict:
-    """The arguments as they are. Raises ValueError for an unknown method, scaling or polarity."""
-    for name, allowed in (("method", METHODS), ("scaling", SCALINGS), ("polarity", POLARITIES)):
-        if name in how and how[name] not in allowed:
-            raise ValueError(f"{name} {how[name]!r} is unknown; allowed: {', '.join(allowed)}")
-    return how
+def _check(**chosen) -> None:
+    """Raises ValueError for an unknown method, scaling or polarity."""
+    for name, value in chosen.items():
+        allowed = {"method": METHODS, "scaling": SCALINGS, "polarity": POLARITIES}[name]
+        if value not in allowed:
+            raise ValueError(f"{name} {value!r} is unknown; allowed: {', '.join(allowed)}")
 
 
-def _channels(how: dict) -> tuple:
-    """What says which values an arm looks at, in an order that puts equal ones together."""
-    return (() if how["ranks"] is None else tuple(map(int, how["ranks"]))), how["absolute"]
+def _tokens(record, sites, ranks) -> torch.Tensor:
+    """The recorded values of some sites, one after the other: (sites * images, N, K) float32, where the record lies."""
+    values = [record[site][1] for site in sites]
+    if ranks is not None:
+        k, ranks = values[0].shape[-1], [*map(index, ranks)]
+        if not ranks or min(ranks) < -k or max(ranks) >= k:
+            raise IndexError(f"ranks {ranks} do not exist among {k} recorded channels; take some of 0 to {k - 1}")
+        values = [each[..., ranks] for each in values]
+    return torch.cat(values).float()
 
 
-def _tokens(record, sites, ranks, absolute, dim) -> torch.Tensor:
-    """The recorded values of some sites, joined along `dim`: (image, N, K) float32, where the record lies."""
-    parts = [record[site][1] for site in sites]
-    parts = parts if ranks is None else [values[..., list(map(int, ranks))] for values in parts]
-    values = torch.cat(parts, dim).float()
-    return values.abs() if absolute else values
-
-
-def _scaled(tokens, scaling, known) -> tuple:
+def _scaled(tokens, scaling: str) -> tuple:
     """Tokens (G, N, K) centred over N, the scale (G, K, 1) of each channel, 0 for a constant one, and heat (G, N)."""
-    if scaling == "quantile":
-        ordered, at = tokens.sort(1).values, torch.tensor([0.02, 0.98]) * (tokens.shape[1] - 1)
-        below, part = ordered[:, at.long()], (at % 1)[:, None].to(tokens)
-        ends = torch.lerp(below, ordered[:, at.long() + 1], part)
-        tokens, known = tokens.clamp(ends[:, :1], ends[:, 1:]), {}
-    if "range" not in known:
-        x = tokens - tokens.mean(1, keepdim=True)
-        low = x.amin(1, keepdim=True)  # G 1 K
-        known["range"] = x, low, x.amax(1, keepdim=True) - low  # 0 for a constant channel, however its mean was rounded
-    x, low, width = known["range"]
+    x = tokens - tokens.mean(1, keepdim=True)
+    low = x.amin(1, keepdim=True)  # G 1 K
+    width = x.amax(1, keepdim=True) - low  # 0 for a constant channel, however its mean was rounded
     varies = width > 0
     if scaling == "standard":
         width, low = x.square().sum(1, keepdim=True).div(x.shape[1]).sqrt(), torch.zeros_like(low)
     scale = torch.where(varies, 1 / width, 0).mT
-    return x, scale, ((x @ scale - low @ scale) / x.shape[2])[..., 0]
+    heat = ((x @ scale - low @ scale) / x.shape[2])[..., 0]
+    if not heat.isfinite().all():
+        raise ValueError("recorded values are not finite; run the model in bfloat16 or float32")
+    return x, scale, heat
 
 
-def _split(tokens, how, grid, known) -> tuple:
-    """The two sides of a split and the heat of tokens (G, N, K): (G, N) each; `known` keeps what methods share."""
-    scaling, method = how["scaling"], how["method"]
-    if scaling not in known:
-        known[scaling] = _scaled(tokens, scaling, known)
-    x, scale, heat = known[scaling]
-    if method == "border":
-        heat = clusters.from_border(x, scale, torch.from_numpy(border_of(grid).ravel()).to(x.device))
-        return clusters.above(heat), heat
-    if (scaling, "scores") not in known:
-        known[scaling, "scores"] = clusters.first_component(x, scale)
-    scores = known[scaling, "scores"]
-    return clusters.above(scores) if method == "pca" else clusters.two_means(x, scale, scores), heat
+def _split(tokens, scaling: str, methods, grid) -> dict:
+    """Sides and heat of tokens (G, N, K) by some methods: {method: (side, heat)}, (G, N) each."""
+    x, scale, heat = _scaled(tokens, scaling)
+    scores = clusters.first_component(x, scale) if {*methods} - {"border"} else None
+    split = {}
+    for method in methods:
+        if method == "border":
+            distance = clusters.from_border(x, scale, torch.from_numpy(border_of(grid).ravel()).to(x.device))
+            split[method] = clusters.otsu(distance), distance
+        else:
+            side = clusters.otsu(scores) if method == "pca" else clusters.two_means(x, scale, scores)
+            split[method] = side, heat
+    return split
 
 
 def _foreground(side, heat, polarity: str, grid) -> torch.Tensor:
@@ -249,7 +243,7 @@ def _foreground(side, heat, polarity: str, grid) -> torch.Tensor:
     return torch.where((inside > outside)[:, None] | ~side.any(1)[:, None], side, ~side)
 
 
-def _by_rule(side, heat, method, grid, subject) -> torch.Tensor:
+def _by_rule(side, heat, method: str, grid, subject) -> torch.Tensor:
     """IoU of the foreground by every rule, then of the better side, with subjects (G, N): (G, rule)."""
     masks = [side if method == "border" else _foreground(side, heat, rule, grid) for rule in POLARITIES]
     masks = torch.stack([*masks, ~masks[0]], 1).float()  # G rule N

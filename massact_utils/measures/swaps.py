@@ -8,7 +8,7 @@ import pandas as pd
 from ..probes.record import Record
 from ..probes.transport import noised_source
 from ..worlds import toyworld
-from .linear import read_out
+from .statistics import linear_probe_accuracy
 
 WORDS = tuple(name for name in toyworld.ATTRIBUTES if name != "companion")
 
@@ -56,15 +56,15 @@ def read(seen, words: pd.DataFrame, subject) -> pd.Series:
 
     An entry for each column of `words` (a row a scene), read off the channels' levels, which are means over the tokens;
     and the last, "a token: subject?", for whether a token is the subject's, `subject` (n, N) bool, read off the
-    patterns, which are what is left; tokens of one scene stay in one fold. As `linear.read_out`, which says more and
-    raises ValueError for words that are all the same.
+    patterns, which are what is left; tokens of one scene stay in one fold. As `statistics.linear_probe_accuracy`, which
+    says more and raises ValueError for words that are all the same.
     """
     seen, subject = np.asarray(seen), np.asarray(subject)
     level = seen.mean(1, keepdims=True)
-    found = {name: read_out(level[:, 0], words[name]) for name in words}
+    found = {name: linear_probe_accuracy(level[:, 0], words[name]) for name in words}
     scene = np.repeat(np.arange(len(subject)), subject.shape[1])
     tokens = (seen - level).reshape(-1, seen.shape[-1])
-    return pd.Series(found | {"a token: subject?": read_out(tokens, subject.ravel(), groups=scene)})
+    return pd.Series(found | {"a token: subject?": linear_probe_accuracy(tokens, subject.ravel(), groups=scene)})
 
 
 def shares(levels, table: pd.DataFrame, channels=None) -> pd.DataFrame:

@@ -9,7 +9,8 @@ import pandas as pd
 from PIL import Image
 
 from ..worlds import toyworld
-from . import metrics, perceptual, readout
+from . import evaluators
+from .images import lit_from, perceptual_distance
 
 SUBJECT, GROUND, WHOLE = ("size", "colour", "shape"), ("ground", "pattern"), ("light", "style")
 
@@ -24,26 +25,24 @@ def asked(source: str, target: str) -> str:
     return toyworld.caption(replace(toyworld.parse(target), **{name: words[name] for name in SUBJECT if words[name]}))
 
 
-def measure(images, captions, pictures, masks, *, others, exact: bool, evaluator: str = "toy") -> pd.DataFrame:
+def measure(images, captions, pictures, masks, *, exact: bool, evaluator: str = "toy") -> pd.DataFrame:
     """What transport did to images, a table with a row an image.
 
     `captions` and `pictures` are (sources, targets), texts and intact images; `masks` (B, H, W) are where something was
     to change. With `exact` the columns are those of `by_attributes`, else those of `by_features` with exchange = gain +
-    keep - 1, which pasting is not caught by. "gain by features" and "keep by features" are there in any case, and
-    detail: the perceptual distance to the target outside the mask, 0 where nothing changed there.
+    keep - 1, which pasting is not caught by; and in any case detail: the perceptual distance to the target outside the
+    mask, 0 where nothing changed there.
     """
-    table = by_features(images, *pictures, masks, captions, others=others, evaluator=evaluator)
-    table[["gain by features", "keep by features"]] = table[["gain", "keep"]]
-    table["exchange"] = table.gain + table.keep - 1
-    outside = blended(images, pictures[1], masks)
-    table["detail"] = perceptual.distance(outside, pictures[1], evaluator=evaluator)
     if exact:
-        read = by_attributes(images, *captions, pictures[1])
-        table[read.columns] = read
-    return table
+        table = by_attributes(images, *captions, pictures[1])
+    else:
+        table = by_features(images, *pictures, masks, evaluator=evaluator)
+        table["exchange"] = table.gain + table.keep - 1
+    outside = blended(images, pictures[1], masks)
+    return table.assign(detail=perceptual_distance(outside, pictures[1], evaluator=evaluator))
 
 
-def by_attributes(images, sources, targets, pictures, *, sure: float = 0.5) -> pd.DataFrame:
+def by_attributes(images, sources, targets, pictures) -> pd.DataFrame:
     """What images between ToyWorld captions (source and target of each) show of the two: one row an image, 0 to 1.
 
     Counted are the words alone that both captions fix and in which they differ; the companion is left out.
@@ -52,65 +51,59 @@ def by_attributes(images, sources, targets, pictures, *, sure: float = 0.5) -> p
     - keep: share of ground and pattern that is read as the target's; along: as the source's.
     - place: whether the subject is read to be at the target's place; nan where the places do not differ.
     - whole: whether light and style are both read as on the untouched target (`pictures`); lit: whether the subject's
-      own pixels are lit from the same side (`readout.lit_from`); coherent: 1 where all of this is so, else 0.
+      own pixels are lit from the same side (`images.lit_from`); coherent: 1 where all of this is so, else 0.
     - exchange = gain * keep * coherent: 1 for the source's subject drawn into the target's picture; 0 for the source,
       for the target, and about 0 where a subject is pasted, since it brings its own light and style.
-    - read: whether the evaluator is `sure` of every word.
 
     Raises ValueError for captions that are not ToyWorld's, and for two that leave nothing to gain or to keep.
     """
-    seen, lit = _looked_at(images)
-    intact, was_lit = _looked_at(pictures)
+    words, lights = _read(images)
+    intact, lights_before = _read(pictures)
     rows = []
     for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        a, b, words = vars(toyworld.parse(source)), vars(toyworld.parse(target)), seen.iloc[i]
+        a, b, read = vars(toyworld.parse(source)), vars(toyworld.parse(target)), words.iloc[i]
         differ = [name for name in a if None not in (a[name], b[name]) and a[name] != b[name]]
         new, old = ([name for name in differ if name in part] for part in (SUBJECT, GROUND))
-        for what, names in (("gain", new), ("keep", old)):
+        for measured, part, names in (("gain", "subjects", new), ("keep", "grounds", old)):
             if not names:
-                part = "subjects" if what == "gain" else "grounds"
-                raise ValueError(f"the {part} of {source!r} and {target!r} do not differ: there is nothing to {what}")
+                raise ValueError(
+                    f"the {part} of {source!r} and {target!r} do not differ: there is nothing to {measured}"
+                )
         row = {
-            "gain": np.mean([words[name] == a[name] for name in new]),
-            "stays": np.mean([words[name] == b[name] for name in new]),
-            "keep": np.mean([words[name] == b[name] for name in old]),
-            "along": np.mean([words[name] == a[name] for name in old]),
-            "place": float(words.place == b["place"]) if "place" in differ else np.nan,
-            "whole": float(all(words[name] == intact[name].iloc[i] for name in WHOLE)),
-            "lit": float(lit[i] == was_lit[i]),
-            "read": float(words.confidence >= sure),
+            "gain": np.mean([read[name] == a[name] for name in new]),
+            "stays": np.mean([read[name] == b[name] for name in new]),
+            "keep": np.mean([read[name] == b[name] for name in old]),
+            "along": np.mean([read[name] == a[name] for name in old]),
+            "place": float(read.place == b["place"]) if "place" in differ else np.nan,
+            "whole": float(all(read[name] == intact[name].iloc[i] for name in WHOLE)),
+            "lit": float(lights[i] == lights_before[i]),
         }
         row["coherent"] = row["whole"] * row["lit"]
         rows.append(row | {"exchange": row["gain"] * row["keep"] * row["coherent"]})
     return pd.DataFrame(rows)
 
 
-def _looked_at(images) -> tuple[pd.DataFrame, list[str]]:
-    """The words read off images, and the side from which the subject of each is lit; equal ones are looked at once."""
+def _read(images) -> tuple[pd.DataFrame, list[str]]:
+    """The words read off images, and the side from which the subject of each is lit; equal ones are read once."""
     distinct = {id(image): image for image in images}
-    at, some = [list(distinct).index(id(image)) for image in images], list(distinct.values())
-    lit = readout.lit_from(some, readout.segment(some)["subject"])
-    return readout.read_attributes(some).iloc[at].reset_index(drop=True), [lit[i] for i in at]
+    at, pictures = [list(distinct).index(id(image)) for image in images], list(distinct.values())
+    lights = lit_from(pictures, evaluators.segment(pictures)["subject"])
+    words = evaluators.read_attributes(pictures).iloc[at].reset_index(drop=True)
+    return words, [lights[i] for i in at]
 
 
-def by_features(images, sources, targets, masks, captions, *, others, evaluator: str = "toy", device=None):
-    """Gain, keep and read of images by a CLIP's features, a table with a row an image: for any model.
+def by_features(images, sources, targets, masks, *, evaluator: str = "toy", device=None) -> pd.DataFrame:
+    """Gain and keep of images by a CLIP's features, a table with a row an image: for any model.
 
     Inside the mask (B, H, W) gain is the cosine similarity to the source's image above the similarity the target's
     image has to it; keep is the similarity to the target's image outside. What is left out is grey. An untouched
-    target has gain 0 and keep 1. Read is whether the image has not collapsed (`metrics.collapsed`): it is closer to one
-    of its `captions`, (sources, targets), than an untouched target is to the captions in `others`, which are not its
-    own. Raises what the measures in `metrics` raise.
+    target has gain 0 and keep 1. Raises what `evaluators.image_features` raises.
     """
-    options, outside = dict(evaluator=evaluator, device=device), ~np.asarray(masks, bool)
-    new, source, target = (_cut(pictures, masks) for pictures in (images, sources, targets))
-    gain = metrics.similarity(new, source, **options) - metrics.similarity(target, source, **options)
-    keep = metrics.similarity(_cut(images, outside), _cut(targets, outside), **options)
-    aligned = np.max([metrics.alignment(images, texts, **options) for texts in captions], axis=0)
-    foreign = metrics.text_features(others, **options).mean(0)
-    chance = (metrics.image_features(targets, **options) @ foreign).numpy()
-    read = ~metrics.collapsed(images, aligned, chance)
-    return pd.DataFrame({"gain": gain, "keep": keep, "read": read.astype(float)})
+    new, source, target = (_features(pictures, masks, evaluator, device) for pictures in (images, sources, targets))
+    outside = ~np.asarray(masks, bool)
+    around, before = (_features(pictures, outside, evaluator, device) for pictures in (images, targets))
+    gain = (new * source).sum(-1).numpy() - (target * source).sum(-1).numpy()
+    return pd.DataFrame({"gain": gain, "keep": (around * before).sum(-1).numpy()})
 
 
 def moved(images, ways, grid) -> list:
@@ -139,7 +132,7 @@ def _resized(mask, size) -> np.ndarray:
     return np.asarray(picture.resize(size, Image.Resampling.NEAREST))
 
 
-def _cut(images, masks) -> list:
-    """Images with grey in the place of all that is outside their masks."""
+def _features(images, masks, evaluator, device):
+    """Features of images with grey in the place of all that is outside their masks: (B, F)."""
     grey = [Image.new("RGB", image.size, (127, 127, 127)) for image in images]
-    return blended(grey, images, masks)
+    return evaluators.image_features(blended(grey, images, masks), evaluator=evaluator, device=device)

@@ -1,6 +1,6 @@
-"""Stability: are the same channels massive everywhere, and what does their activation follow?
+"""Statistics: are the same channels massive everywhere, what do they follow, and what can be read off them?
 
-A crossed design draws every prompt with every seed: `gathered` keeps what probes saw of a batch, `design` arranges it.
+A crossed design draws every prompt with every seed: (prompt, seed, step, layer, channel).
 """
 
 from itertools import combinations, pairwise
@@ -9,54 +9,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy.stats import t as student
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_score
 from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from ..probes.channels import ChannelStats, gini, select_channels
-from ..probes.record import Record
-
-
-def gathered(stats: ChannelStats, record: Record, images, words: ChannelStats | None = None) -> xr.Dataset:
-    """What probes saw of one batch as one table along "image": statistics, the record's maps, pictures (y, x, rgb).
-
-    `words` are the text stream's statistics, kept as text_abs and text_sq (image, step, text_layer, channel).
-    """
-    small = [image.convert("RGB") for image in images]  # copies: the caller's stay as they are
-    for image in small:
-        image.thumbnail((128, 128))
-    pictures = np.stack([np.asarray(image) for image in small]).astype(np.int16)  # NetCDF has no uint8
-    table = stats.dataset().assign(maps=maps(record), picture=(("image", "y", "x", "rgb"), pictures))
-    table.attrs |= {"grid": list(record.grid)}
-    if words is None:
-        return table
-    text = words.dataset()[["mean_abs", "mean_sq"]].drop_vars(["name", "kind", "timestep"])
-    text = text.rename(mean_abs="text_abs", mean_sq="text_sq", layer="text_layer")
-    return table.assign(text.variables)
-
-
-def design(table: xr.Dataset, prompts: int, seeds: int) -> xr.Dataset:
-    """Images drawn seed by seed, each with every prompt, as a design: dim "image" -> dims (prompt, seed)."""
-    at = {
-        "seed": ("image", np.repeat(np.arange(seeds), prompts)),
-        "prompt": ("image", np.tile(np.arange(prompts), seeds)),
-    }
-    table = table.drop_vars("image").assign_coords(at).set_index(image=["seed", "prompt"])
-    return table.unstack("image").transpose("prompt", "seed", ...)
-
-
-def maps(record: Record, most: int = 4) -> xr.DataArray:
-    """A Record of the same channels everywhere as maps: (image, map_step, map_layer, map_channel, token).
-
-    Of many steps, `most` of them, evenly spread. Raises ValueError for a record whose channels differ between sites.
-    """
-    steps = [record.steps[i] for i in np.unique(np.linspace(0, len(record.steps) - 1, most).astype(int))]
-    cells = [[record[step, layer] for layer in record.layers] for step in steps]
-    ids = cells[0][0][0][0].cpu().numpy()  # K
-    if any((found.cpu().numpy() != ids).any() for row in cells for found, _ in row):
-        raise ValueError("maps need the same channels at every site; give Record one set of them, a DataArray (rank)")
-    values = np.stack([[kept.float().cpu().numpy() for _, kept in row] for row in cells])  # step layer image N K
-    dims = ("image", "map_step", "map_layer", "map_channel", "token")
-    at = {"map_step": steps, "map_layer": record.layers, "map_channel": ids}
-    return xr.DataArray(values.transpose(2, 0, 1, 4, 3), at, dims, name="maps")
+from ..probes.channels import gini, select_channels
 
 
 def share_above(maps: xr.DataArray, level: xr.DataArray) -> np.ndarray:
@@ -112,16 +71,15 @@ def held_out_share(scores: xr.DataArray, energy: xr.DataArray, k: int, which: st
     Channels are chosen on every second prompt and measured on the others, and the other way round; the mean over layers
     and whatever else the arrays have. `energy` is ChannelStats' mean_sq, `which` as in `select_channels`.
     """
-    found, prompts = [], np.arange(scores.sizes["prompt"])
+    parts, prompts = [], np.arange(scores.sizes["prompt"])
     for half in (0, 1):
-        mine, other = (slice(i, None, 2) for i in (half, 1 - half))
-        chosen = scores.isel(prompt=mine)
-        ids = select_channels(
-            chosen.mean([d for d in chosen.dims if d not in ("layer", "channel")]), k, which=which, seed=seed
-        )
-        power = energy.assign_coords(prompt=prompts).isel(prompt=other)
-        found.append(power.sel(channel=ids).sum("rank") / power.sum("channel"))
-    share = xr.concat(found, "prompt").sortby("prompt")
+        choosing, measured = (slice(i, None, 2) for i in (half, 1 - half))
+        chosen = scores.isel(prompt=choosing)
+        chosen = chosen.mean([dim for dim in chosen.dims if dim not in ("layer", "channel")])
+        ids = select_channels(chosen, k, which=which, seed=seed)
+        power = energy.assign_coords(prompt=prompts).isel(prompt=measured)
+        parts.append(power.sel(channel=ids).sum("rank") / power.sum("channel"))
+    share = xr.concat(parts, "prompt").sortby("prompt")
     return share.mean([d for d in share.dims if d != "prompt"]).values
 
 
@@ -144,31 +102,31 @@ def variance_components(values: xr.DataArray, factors=("prompt", "seed", "step")
     effects, squares = [], []
     for subset in subsets:
         effect = values.mean([f for f in factors if f not in subset])
-        for smaller, known in zip(subsets, effects, strict=False):
-            effect = effect - known if smaller < subset else effect
+        for smaller, part in zip(subsets, effects, strict=False):
+            effect = effect - part if smaller < subset else effect
         effects.append(effect)
         times = np.prod([values.sizes[f] for f in factors if f not in subset])
         freedom = np.prod([values.sizes[f] - 1 for f in subset])
         squares.append((effect**2).sum(list(subset)) * times / freedom)
-    found = []
+    components = []
     for subset in subsets:
         signed = [(-1) ** len(b - subset) * ms for b, ms in zip(subsets, squares, strict=True) if b >= subset]
-        found.append(sum(signed) / np.prod([values.sizes[f] for f in factors if f not in subset]))
+        components.append(sum(signed) / np.prod([values.sizes[f] for f in factors if f not in subset]))
     names = [" x ".join(f for f in factors if f in subset) or "constant" for subset in subsets]
-    return xr.concat(found, "component").assign_coords(component=names)
+    return xr.concat(components, "component").assign_coords(component=names)
 
 
 def shares(values: xr.DataArray, factors=("prompt", "seed", "step")) -> xr.DataArray:
     """The components as shares of their sum, none below 0, tokens added up where there are any: (component, ...)."""
-    found = variance_components(values, factors).clip(0)
-    found = found.sum("token", skipna=False) if "token" in found.dims else found
-    return found / found.sum("component", skipna=False)
+    parts = variance_components(values, factors).clip(0)
+    parts = parts.sum("token", skipna=False) if "token" in parts.dims else parts
+    return parts / parts.sum("component", skipna=False)
 
 
 def prompt_over_step(values: xr.DataArray) -> float:
     """The prompt's share less the step's, mean over layers and channels: which of the two the values follow."""
-    found = shares(values).mean([dim for dim in ("layer", "channel") if dim in values.dims])
-    return float(found.sel(component="prompt") - found.sel(component="step"))
+    share = shares(values).mean([dim for dim in ("layer", "channel") if dim in values.dims])
+    return float(share.sel(component="prompt") - share.sel(component="step"))
 
 
 def jackknife(statistic, values, dim: str = "prompt") -> tuple:
@@ -195,13 +153,33 @@ def courses(scores: xr.DataArray) -> np.ndarray:
     return course / np.maximum(course.std(1, keepdims=True), 1e-12)
 
 
-def company(points: np.ndarray, chosen: np.ndarray, near: int = 10, seed: int = 0) -> tuple[float, float, float]:
+def neighbour_share(
+    points: np.ndarray, chosen: np.ndarray, near: int = 10, seed: int = 0
+) -> tuple[float, float, float]:
     """Share of chosen points among the nearest neighbours of chosen points, and its 95 % range when chosen by chance.
 
     points (n, d), chosen bool (n); the range is from 1000 permutations of the choice.
     """
     near = min(near, len(points) - 1)
-    found = NearestNeighbors(n_neighbors=near).fit(points).kneighbors(return_distance=False)  # n near
+    neighbours = NearestNeighbors(n_neighbors=near).fit(points).kneighbors(return_distance=False)  # n near
     rng = np.random.default_rng(seed)
-    luck = [mixed[found[mixed]].mean() for mixed in (rng.permutation(chosen) for _ in range(1000))]
-    return float(chosen[found[chosen]].mean()), *np.quantile(luck, [0.025, 0.975]).tolist()
+    chance = [mixed[neighbours[mixed]].mean() for mixed in (rng.permutation(chosen) for _ in range(1000))]
+    return float(chosen[neighbours[chosen]].mean()), *np.quantile(chance, [0.025, 0.975]).tolist()
+
+
+def linear_probe_accuracy(x, labels, *, groups=None, folds: int = 5) -> float:
+    """Balanced accuracy with which a logistic regression reads labels (n,) off x (n, K), cross-validated: 0 to 1.
+
+    Chance is one over the number of labels. Rows of one group, such as the tokens of an image, stay in one fold. Raises
+    ValueError for labels of fewer than two kinds.
+
+    >>> x = np.linspace(-1, 1, 40)[:, None]
+    >>> linear_probe_accuracy(x, x[:, 0] > 0) > 0.9
+    True
+    """
+    x, labels = np.asarray(x, float), np.asarray(labels)
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"all {len(labels)} labels are {labels[0]!r}: there is nothing to read")
+    splits = StratifiedKFold(folds, shuffle=True, random_state=0) if groups is None else GroupKFold(folds)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return float(cross_val_score(model, x, labels, groups=groups, cv=splits, scoring="balanced_accuracy").mean())

@@ -1,0 +1,269 @@
+"""Evaluators: CLIPs and segmenters, loaded once by name.
+
+An evaluator is "toy", a folder or a Hub id; a Hub id may carry its revision (owner/name@commit), so that results of
+another state of it are never taken for these. "toy" are ToyWorld's own CLIP and segmenter, which know its words and
+shapes alone and are scored in data/toy/metrics.json. Evaluators run in float32, on cuda where there is one or on
+`device`, and stay there until `unload`.
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageSegmentation,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    AutoTokenizer,
+)
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # from the top, it needs torchvision
+
+from .. import places
+from ..models.load import quiet
+from ..worlds import toyworld
+
+BATCH = 64
+BACKGROUND = {"background", "void", "unlabeled", "unlabelled"}
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in which BiRefNet was trained
+
+# Words that are read; the companion's is left out, since half of the scenes have none.
+WORDS = {name: words for name, words in toyworld.ATTRIBUTES.items() if name != "companion"}
+TOPICS = {  # what a word is about
+    "subject's words": ["shape", "colour", "size", "place"],
+    "ground's words": ["ground", "pattern"],
+    "light and style": ["light", "style"],
+}
+
+
+def check_pairs(images, others) -> None:
+    """Raises ValueError for no images, and for another number of references or prompts than images."""
+    if len(images) != len(others):
+        raise ValueError(f"{len(images)} images for {len(others)} references or prompts; give one for each")
+    if len(images) == 0:
+        raise ValueError("no images to evaluate")
+
+
+def batches(images, size: int = BATCH):
+    """Arrays of some images at a time. Raises ValueError for no images and for what is no picture."""
+    check_pairs(images, images)
+    for i in range(0, len(images), size):
+        arrays = [np.asarray(image) for image in images[i : i + size]]
+        for x in arrays:
+            if x.ndim != 3 or x.shape[2] != 3 or x.dtype != np.uint8:
+                raise ValueError(f"an image is (H, W, 3) uint8 or RGB of PIL, and this is {x.shape} {x.dtype}")
+        yield arrays
+
+
+def default_device(device=None) -> str:
+    return str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@cache
+def clip(name: str, device: str):
+    """Model, image processor and tokenizer (None where it reads no text) of an evaluator, on a device."""
+    where, _, revision = (str(places.data("toy", "clip")) if name == "toy" else name).partition("@")
+    options = dict(trust_remote_code=False) | ({"revision": revision} if revision else {})
+    try:
+        with quiet(Path(where).is_dir()):
+            model = AutoModel.from_pretrained(where, dtype=torch.float32, use_safetensors=True, **options)
+            processor = AutoImageProcessor.from_pretrained(where, backend="pil", **options)
+            reads = hasattr(model, "get_text_features")
+            tokenizer = AutoTokenizer.from_pretrained(where, **options) if reads else None
+    except (OSError, ValueError) as error:
+        raise RuntimeError(
+            f"evaluator {name!r} was not loaded; allowed: 'toy', a Hub id or a folder of a CLIP, SigLIP or image "
+            f"encoder with safetensors. The reason: {str(error).partition(chr(10))[0]}"
+        ) from error
+    return model.to(device).eval(), processor, tokenizer
+
+
+@cache
+def segmenter(name: str, device: str, revision=None, trust_remote_code: bool = False):
+    """A segmentation network and its image processor, None for one that comes without; as in `subject_masks`."""
+    where, trust = str(places.data("toy", "segmenter")) if name == "toy" else name, trust_remote_code
+    if trust and not Path(where).is_dir() and not re.fullmatch("[0-9a-f]{40}", revision or ""):
+        raise ValueError(
+            f"trust_remote_code runs what stands in {name} today; pin what you have read: revision = a 40-digit commit "
+            f"hash (https://huggingface.co/{name}/commits/main), got {revision!r}"
+        )
+    options = dict(revision=revision, trust_remote_code=trust)
+    config = AutoConfig.from_pretrained(where, **options)
+    kinds = (AutoModelForUniversalSegmentation, AutoModelForSemanticSegmentation, AutoModelForImageSegmentation)
+    own = getattr(config, "auto_map", {})
+    kind = next((k for k in kinds if k.__name__ in own or type(config) in k._model_mapping), None)
+    if kind is None:
+        raise ValueError(f"{name} is a {type(config).__name__}, not a segmentation model")
+    with quiet(Path(where).is_dir()):
+        network = kind.from_pretrained(where, use_safetensors=True, **options).float().eval().to(device)
+        bare = kind.__name__ in own
+        return network, None if bare else AutoImageProcessor.from_pretrained(where, backend="pil", revision=revision)
+
+
+def unload() -> None:
+    """Forget the evaluators, so that their memory is free; the next measure loads them again."""
+    clip.cache_clear()
+    segmenter.cache_clear()
+
+
+@torch.no_grad()
+def image_features(images, *, evaluator: str = "toy", device=None) -> torch.Tensor:
+    """An encoder's features of images, of length 1: list of images -> (B, F), float32 on the CPU.
+
+    Raises ValueError for no images, RuntimeError for an evaluator that cannot be loaded.
+    """
+    model, processor, _ = clip(evaluator, default_device(device))
+    features = []
+    for part in batches(images):
+        pixels = processor(part, return_tensors="pt")["pixel_values"].to(model.device)
+        out = model.get_image_features(pixel_values=pixels) if hasattr(model, "get_image_features") else model(pixels)
+        if not isinstance(out, torch.Tensor):
+            out = out.last_hidden_state[:, 0] if out.pooler_output is None else out.pooler_output
+        features.append(torch.nn.functional.normalize(out, dim=-1).cpu())
+    return torch.cat(features)
+
+
+@torch.no_grad()
+def text_features(prompts, *, evaluator: str = "toy", device=None) -> torch.Tensor:
+    """A CLIP's features of prompts, of length 1: list of B texts -> (B, F), float32 on the CPU.
+
+    What is longer than the evaluator's context (77 tokens in CLIP) is cut. Raises ValueError for an evaluator that
+    reads no text, RuntimeError for one that cannot be loaded.
+    """
+    model, _, tokenizer = clip(evaluator, default_device(device))
+    if tokenizer is None:
+        raise ValueError(f"evaluator {evaluator!r} reads images alone; prompt alignment needs a CLIP or SigLIP")
+    length = model.config.text_config.max_position_embeddings
+    text = tokenizer(list(prompts), return_tensors="pt", padding="max_length", truncation=True, max_length=length)
+    features = []
+    for i in range(0, len(prompts), BATCH):
+        out = model.get_text_features(**{name: value[i : i + BATCH].to(model.device) for name, value in text.items()})
+        out = out if isinstance(out, torch.Tensor) else out.pooler_output
+        features.append(torch.nn.functional.normalize(out, dim=-1).cpu())
+    return torch.cat(features)
+
+
+def alignment(images, prompts, *, evaluator: str = "toy", device=None) -> np.ndarray:
+    """How well each image shows its prompt: cosine of their CLIP features, (B,), -1 to 1.
+
+    CLIPScore (arXiv 2104.08718) is 2.5 times this, or 0 where it is negative. Raises what `image_features` and
+    `text_features` raise, and ValueError for another number of prompts than images.
+    """
+    check_pairs(images, prompts)
+    options = dict(evaluator=evaluator, device=device)
+    return (image_features(images, **options) * text_features(prompts, **options)).sum(-1).numpy()
+
+
+@torch.no_grad()
+def read_attributes(images, *, device=None) -> pd.DataFrame:
+    """The words the ToyWorld CLIP reads off images, one row an image, one column an attribute.
+
+    `images`: PIL images or arrays (H, W, 3) uint8. Each attribute is the best of its zero-shot prompts
+    (`toyworld.question`). The companion is not read. Raises ValueError for no images.
+    """
+    model, processor, tokenizer = clip("toy", default_device(device))
+    prompts = [toyworld.question(name, word) for name, words in WORDS.items() for word in words]
+    text = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+    logits = []
+    for part in batches(images):
+        pixels = processor(part, return_tensors="pt").to(model.device)
+        logits.append(model(**text, **pixels).logits_per_image.cpu())  # B prompts
+    each = torch.cat(logits).split([len(words) for words in WORDS.values()], 1)
+    best = zip(WORDS.items(), (part.argmax(1).tolist() for part in each), strict=True)
+    return pd.DataFrame({name: [words[i] for i in chosen] for (name, words), chosen in best})
+
+
+def attributes_right(images, prompts, *, device=None) -> pd.DataFrame:
+    """Whether each image shows what its ToyWorld caption says: one row an image, one column an attribute, 1 or 0, and
+    nan where the caption leaves the attribute open.
+
+    Read by `read_attributes`. Raises ValueError for prompts that are not ToyWorld captions.
+    """
+    check_pairs(images, prompts)
+    asked = pd.DataFrame([vars(toyworld.parse(prompt)) for prompt in prompts])[list(WORDS)]
+    right = read_attributes(images, device=device) == asked
+    return right.astype(float).where(asked.notna())
+
+
+def by_topic(right: pd.DataFrame) -> pd.DataFrame:
+    """Share of the words that is right, of the subject, of the ground, of light and style (`TOPICS`): the columns of
+    `attributes_right` -> a row an image, 0 to 1. Counted are the words that the caption names; nan where it names none.
+    """
+    return pd.DataFrame({topic: right[words].mean(axis=1) for topic, words in TOPICS.items()})
+
+
+def segment(images, *, device=None) -> dict[str, np.ndarray]:
+    """The masks of subject, companion and shadow in each image by the ToyWorld segmenter: name -> (B, H, W) bool, at
+    the images' own size; no two of them meet.
+
+    Raises ValueError for no images and for images of several sizes.
+    """
+    network, processor = segmenter("toy", default_device(device))
+    classes = _classes(images, network, processor, BATCH)
+    return {name: classes == i for i, name in network.config.id2label.items() if name != "background"}
+
+
+def subject_masks(images, model="toy", *, revision=None, trust_remote_code=False, labels=None, device=None):
+    """The subject's mask in each image by a segmentation model: (B, H, W) bool, at the images' own size.
+
+    `images` are PIL images or arrays (H, W, 3) uint8 of one size. `model` is "toy" (ToyWorld's segmenter), a Hub id or
+    a folder. A model with named classes gives the union of `labels`, by default of all but its background; one without
+    (BiRefNet and its kin, the paper's reference) its only output over one half. BiRefNet brings its own code: it runs
+    only with `trust_remote_code=True` and, from the Hub, the commit hash of the code you have read as `revision`.
+
+    Raises ValueError for no images, for images of several sizes, for remote code without a pinned revision or not
+    allowed, for labels the model does not have, and for a model whose classes hold no background when `labels` is not
+    given; OSError for a model that is not there.
+    """
+    if model == "toy":
+        return segment(images, device=device)["subject"]
+    network, processor = segmenter(str(model), default_device(device), revision, trust_remote_code)
+    wanted = None if processor is None else _class_ids(network.config.id2label, labels, model)
+    classes = _classes(images, network, processor, 4)
+    return classes if wanted is None else np.isin(classes, wanted)
+
+
+@torch.no_grad()
+def _classes(images, network, processor, size: int) -> np.ndarray:
+    """The class of every pixel, or its mask where there is no processor: (B, H, W)."""
+    sizes = {np.asarray(image).shape[:2] for image in images}
+    if len(sizes) > 1:
+        raise ValueError(f"images of several sizes, {sorted(sizes)}: ask for the masks of one size at a time")
+    maps = []
+    for part in batches(images, size):
+        if processor is None:
+            maps.append(_birefnet_mask(network, np.stack(part)))
+            continue
+        output = network(**processor(part, return_tensors="pt").to(network.device))
+        classes = processor.post_process_semantic_segmentation(output, target_sizes=[part[0].shape[:2]] * len(part))
+        maps.append(torch.stack(classes).cpu().numpy())
+    return np.concatenate(maps)
+
+
+def _class_ids(names: dict, labels, model) -> list[int]:
+    """The class ids of labels, or of everything that is no background."""
+    ids = {name.lower(): int(i) for i, name in names.items()}
+    if labels is None and not BACKGROUND & {*ids}:
+        raise ValueError(
+            f"{model} names {len(ids)} classes and no background; say which are the subject: "
+            f"labels=[...] from {', '.join(list(ids)[:8])}, ..."
+        )
+    wanted = {*ids} - BACKGROUND if labels is None else {label.lower() for label in labels}
+    if unknown := wanted - {*ids}:
+        raise ValueError(f"{model} has no class {', '.join(sorted(unknown))}; it has: {', '.join(ids)}")
+    return [ids[label] for label in wanted]
+
+
+def _birefnet_mask(network, images: np.ndarray) -> np.ndarray:
+    """BiRefNet's protocol: 1024 x 1024, ImageNet's normalisation, the last of its outputs, over one half."""
+    resized, device = torch.nn.functional.interpolate, network.device
+    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+    pixels = resized(pixels, size=(1024, 1024), mode="bilinear", antialias=True)
+    mean, deviation = (torch.tensor(x, device=device)[:, None, None] for x in (MEAN, DEVIATION))
+    output = network((pixels - mean) / deviation)
+    output = output[-1] if isinstance(output, (list, tuple)) else getattr(output, "logits", output)  # B 1 h w
+    return (resized(output.sigmoid(), size=images.shape[1:3], mode="bilinear")[:, 0] > 0.5).cpu().numpy()
