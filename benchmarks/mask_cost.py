@@ -32,8 +32,8 @@ def arms():
     """Those of notebook 03: twelve channels in many ways, and all of them in three."""
     draw, top = np.random.default_rng(0), dict(ranks=range(K))
     sets = {f"random {i}": dict(ranks=draw.choice(WIDTH, K, replace=False)) for i in range(5)}
-    ways = {"absolute": dict(absolute=True), "quantile": dict(scaling="quantile"), "standard": dict(scaling="standard")}
-    ways |= {"from border": dict(method="border"), "standard, from border": BORDER, "plain": {}}
+    ways = {"standard": dict(scaling="standard"), "from border": dict(method="border")}
+    ways |= {"standard, from border": BORDER, "plain": {}}
     few = sets | {name: top | how for name, how in ways.items()} | {"random, from border": sets["random 0"] | BORDER}
     return few, {"all": {}, "all, PCA": dict(method="pca"), "all, from border": BORDER}
 

@@ -52,7 +52,7 @@ def inertia(x, side):
 def test_two_means_are_better_than_a_random_start_and_not_far_from_the_best_of_ten(seen, scaling):
     ratios = []
     for x in cases(seen):
-        found = clusters.two_means(*_scaled(x, scaling, {})[:2]).numpy()
+        found = clusters.two_means(*_scaled(x, scaling)[:2]).numpy()
         for group, side in zip(x.double().numpy(), found, strict=True):
             unit = group - group.mean(0)
             unit /= np.ptp(unit, axis=0) if scaling == "minmax" else unit.std(0)
@@ -67,14 +67,14 @@ def test_two_means_are_better_than_a_random_start_and_not_far_from_the_best_of_t
 
 def test_the_planted_subject_parts_the_tokens_as_scikit_learn_does():
     for x in (tokens(apart=2), tokens((64, 64), 24, groups=2, apart=2), tokens((40, 50), 300, groups=1)):
-        for group, side in zip(x.numpy(), clusters.two_means(*_scaled(x, "minmax", {})[:2]).numpy(), strict=True):
+        for group, side in zip(x.numpy(), clusters.two_means(*_scaled(x, "minmax")[:2]).numpy(), strict=True):
             unit = (group - group.min(0)) / np.ptp(group, axis=0)
             assert same(KMeans(2, n_init=10, random_state=0).fit_predict(unit) == 1, side, 0.999)
 
 
 def test_the_first_component_is_scikit_learns(seen):
     for x in [*cases(seen), tokens((24, 30), 300, groups=2)]:  # the last by subspace iterations
-        z, scale, _ = _scaled(x, "standard", {})
+        z, scale, _ = _scaled(x, "standard")
         for group, scores in zip((z * scale.mT).double().numpy(), clusters.first_component(z, scale), strict=True):
             expected = PCA(1, svd_solver="full").fit_transform(group)[:, 0]
             np.testing.assert_allclose(scores, expected, atol=1e-3 * np.abs(expected).max())
@@ -82,7 +82,7 @@ def test_the_first_component_is_scikit_learns(seen):
 
 def test_distances_from_the_border_are_scipys(seen):
     for x, grid in ((tokens(), (9, 14)), (seen, (12, 12)), (tokens((3, 4), 5), (3, 4))):
-        z, scale, _ = _scaled(x, "standard", {})
+        z, scale, _ = _scaled(x, "standard")
         border = border_of(grid).ravel()
         found = clusters.from_border(z, scale, torch.from_numpy(border)).numpy()
         for group, value in zip((z * scale.mT).double().numpy(), found, strict=True):
@@ -94,12 +94,12 @@ def test_distances_from_the_border_are_scipys(seen):
 def test_the_threshold_is_scikit_images():
     heat = torch.cat([torch.rand(20, 500, generator=torch.Generator().manual_seed(0)) ** 3, torch.full((1, 500), 0.1)])
     heat[:10, :100] += 1
-    for values, side in zip(heat.double().numpy(), clusters.above(heat).numpy(), strict=True):
+    for values, side in zip(heat.double().numpy(), clusters.otsu(heat).numpy(), strict=True):
         assert (side == (values > threshold_otsu(values) + np.ptp(values) / 512)).all()  # given is a bin's middle
 
 
 def test_groups_do_not_see_each_other():
     x = torch.cat([tokens(), tokens(apart=0.2).roll(1, 1)])
-    together = clusters.two_means(*_scaled(x, "minmax", {})[:2])
+    together = clusters.two_means(*_scaled(x, "minmax")[:2])
     for i in range(len(x)):
-        assert torch.equal(clusters.two_means(*_scaled(x[i : i + 1], "minmax", {})[:2])[0], together[i])
+        assert torch.equal(clusters.two_means(*_scaled(x[i : i + 1], "minmax")[:2])[0], together[i])

@@ -9,7 +9,7 @@ from PIL import Image
 
 import massact_utils as mu
 import tiny
-from massact_utils.measures import stability
+from massact_utils.experiments import statistics
 
 
 def test_maps_are_the_channels_tokens(klein):
@@ -21,7 +21,7 @@ def test_maps_are_the_channels_tokens(klein):
 
     with mu.attach(klein, record, own, keep, layers=[1, 4], branch="cond"):
         mu.generate(klein, ["a red star", "a blue circle"], seeds=[0, 1], **tiny.KLEIN)
-    found = stability.maps(record, most=2)
+    found = statistics.channel_maps(record, most=2)
     assert found.dims == ("image", "map_step", "map_layer", "map_channel", "token")
     assert found.map_step.values.tolist() == [0, 3] and found.map_layer.values.tolist() == [1, 4]
     for step, layer, channel in itertools.product([0, 3], [1, 4], wanted):
@@ -29,7 +29,7 @@ def test_maps_are_the_channels_tokens(klein):
         at = found.sel(map_step=step, map_layer=layer, map_channel=channel)
         np.testing.assert_allclose(at, tokens, atol=2e-3, rtol=1e-3)
     with pytest.raises(ValueError, match="same channels at every site"):
-        stability.maps(own)
+        statistics.channel_maps(own)
 
 
 def test_a_crossed_design_is_taken_apart_by_prompt_and_seed(klein):
@@ -37,8 +37,8 @@ def test_a_crossed_design_is_taken_apart_by_prompt_and_seed(klein):
     drawn = [(prompt, seed) for seed in (5, 6) for prompt in ("a red star", "a blue circle", "a small star")]
     with mu.attach(klein, stats, record), mu.attach(klein, words, stream="text"):
         images = mu.generate(klein, [p for p, _ in drawn], seeds=[s for _, s in drawn], **tiny.KLEIN)
-    table = stability.gathered(stats, record, images, words)
-    data = stability.design(table, 3, 2)
+    table = statistics.batch_table(stats, record, images, words)
+    data = statistics.design(table, 3, 2)
     assert data.sizes["prompt"] == 3 and data.sizes["seed"] == 2 and "image" not in data.dims
     at = data.isel(prompt=1, seed=1)  # the fifth of the design
     for name in ("mean_abs", "maps", "text_sq"):
@@ -48,22 +48,10 @@ def test_a_crossed_design_is_taken_apart_by_prompt_and_seed(klein):
     assert tuple(data.grid) == record.grid
 
 
-def test_coverage_counts_the_tokens_over_the_level_at_the_maps_own_sites():
-    maps = xr.DataArray(
-        [[[[[[1.0, -3.0, 5.0, 0.0]]]]]],
-        dims=("prompt", "seed", "step", "layer", "channel", "token"),
-        coords={"step": [3], "layer": [1]},
-    )
-    level = xr.DataArray(np.full((1, 1, 4, 2), 9.0), dims=("prompt", "seed", "step", "layer"))
-    level[:, :, 3, 1] = 2.0
-    level = level.assign_coords(step=range(4), layer=range(2))
-    np.testing.assert_allclose(stability.share_above(maps, level), [0.5])
-
-
 def test_the_callers_images_keep_their_size(klein):
     stats, record = mu.ChannelStats(), mu.Record(xr.DataArray([4, 9], dims="rank"))
     with mu.attach(klein, stats, record):
         mu.generate(klein, ["a red star"], **tiny.KLEIN)
     images = [Image.new("RGB", (300, 200))]
-    stability.gathered(stats, record, images)
+    statistics.batch_table(stats, record, images)
     assert images[0].size == (300, 200)

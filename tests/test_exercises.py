@@ -14,7 +14,8 @@ import pytest
 
 import massact_utils as mu
 import tiny
-from massact_utils.measures import stability
+from massact_utils.experiments.statistics import design
+from massact_utils.measures import statistics
 from training.origins import train, verdicts
 
 NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/0[1-5]_*.ipynb"))
@@ -39,9 +40,9 @@ def names(klein):
     call = tiny.KLEIN | {"num_inference_steps": 2}
     with mu.attach(klein, mu.ChannelStats()) as stats:
         mu.generate(klein, TEXTS * 2, seeds=range(8), **call)
-    data = stability.design(stats.dataset(), 4, 2)
+    data = design(stats.dataset(), 4, 2)
     scores, k = data.mean_abs, 4
-    named = dict(mu=mu, np=np, pd=pd, stability=stability, pipe=klein, data=data, k=k, seed=0)
+    named = dict(mu=mu, np=np, pd=pd, statistics=statistics, pipe=klein, data=data, k=k, seed=0)
     named |= dict(D=scores.sizes["channel"], top=mu.select_channels(scores.mean(["prompt", "seed", "step"]), k))
     table = pd.read_parquet(train.TABLE)
     peaks = verdicts.verdicts(train.plan(), table).query("measure == 'peak' and against == 'base' and seeds > 0")

@@ -11,7 +11,7 @@ from sklearn.metrics import jaccard_score
 import massact_utils as mu
 import tiny
 from massact_utils import measures
-from massact_utils.measures.masks import coverage, iou, token_masks, trivial_masks
+from massact_utils.measures.masks import centre_mask, coverage, iou, token_masks
 from massact_utils.probes.record import Record
 
 
@@ -153,14 +153,7 @@ def test_units_of_a_channel_do_not_matter(scaling):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_absolute_ignores_the_sign():
-    record, _ = planted()
-    flipped = record_of(-record[0, 0][1])
-    a, b = (token_masks(r, layer=0, absolute=True)[0] for r in (record, flipped))
-    assert (a == b).all()
-
-
-def test_ranks_choose_channels_and_sites_are_joined():
+def test_ranks_choose_channels_and_negative_layers_count_from_the_last():
     record, masks = planted()
     values = record[0, 0][1]
     noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(0)).to(values)
@@ -168,8 +161,6 @@ def test_ranks_choose_channels_and_sites_are_joined():
     assert (token_masks(mixed, layer=0, ranks=range(5, 10))[0] == masks).all()
     mixed.sites[0, 1] = mixed.sites[0, 0]
     mixed.names[1] = "blocks.1"
-    one, two = (token_masks(mixed, layer=i, method="border", scaling="standard")[1] for i in (0, [0, 1]))
-    np.testing.assert_allclose(two, one * np.sqrt(2), rtol=1e-5)  # the same channels twice
     assert (token_masks(mixed, layer=-1)[0] == token_masks(mixed, layer=1)[0]).all()
 
 
@@ -219,8 +210,8 @@ def test_sites_clustered_together_give_what_each_gives_alone(recorded, monkeypat
     subject = np.random.default_rng(0).random((4, *record.grid)) > 0.7
     arms = {
         "two": dict(ranks=[0, 1]),
-        "pca": dict(method="pca", scaling="quantile"),
-        "border": dict(ranks=[0, 1], method="border", absolute=True, scaling="standard"),
+        "pca": dict(method="pca", scaling="standard"),
+        "border": dict(ranks=[0, 1], method="border", scaling="standard"),
     }
     table = measures.masks.overlaps(record, subject, arms)
     monkeypatch.setattr(measures.masks, "AT_ONCE", 1)  # one site at a time
@@ -233,12 +224,15 @@ def test_sites_clustered_together_give_what_each_gives_alone(recorded, monkeypat
                 np.testing.assert_allclose(here, iou(masks, subject), rtol=1e-6)
 
 
-def test_trivial_masks_look_at_no_image():
-    masks = trivial_masks(GRID)
-    assert {mask.shape for mask in masks.values()} == {GRID}
-    assert masks["everything"].all() and masks["not the border"].sum() == 4 * 7
-    centre = masks["centre"]
-    assert (centre == centre[::-1]).all() and (centre == centre[:, ::-1]).all() and centre[2, 4] and not centre[0].any()
+def test_the_centre_looks_at_no_image():
+    centre = centre_mask(GRID)
+    assert (
+        centre.shape == GRID
+        and (centre == centre[::-1]).all()
+        and (centre == centre[:, ::-1]).all()
+        and centre[2, 4]
+        and not centre[0].any()
+    )
 
 
 def test_masks_of_another_family_on_a_non_square_grid():
@@ -257,21 +251,22 @@ def test_mask_errors_name_what_is_wrong():
             token_masks(record, layer=0, **wrong)
     with pytest.raises(KeyError, match="was not recorded"):
         token_masks(record, layer=3)
-    with pytest.raises(IndexError):
-        token_masks(record, layer=0, ranks=[9])
+    for ranks in ([9], [-6], []):
+        with pytest.raises(IndexError, match=r"do not exist among 5 recorded channels; take some of 0 to 4"):
+            token_masks(record, layer=0, ranks=ranks)
+    for wrong in (dict(layer=0.5), dict(layer=0, ranks=[0.5]), dict(layer=[0])):
+        with pytest.raises(TypeError, match="interpreted as an integer"):
+            token_masks(record, **wrong)
+    with pytest.raises(ValueError, match="not finite"):
+        token_masks(record_of(record[0, 0][1] * np.nan), layer=0)
+    with pytest.raises(ValueError, match=r"3 images of \(6, 9\) tokens have subjects of \(2, 6, 9\)"):
+        measures.masks.overlaps(record, np.ones((2, 6, 9)), {"top": {}})
     with pytest.raises(ValueError, match="seen no tokens"):
         token_masks(Record(), layer=0)
     with pytest.raises(ValueError, match="cannot be compared"):
         iou(np.ones((2, 3)), np.ones((3, 2)))
-
-
-def test_what_is_done_to_a_mask_leaves_the_next_one_alone():
-    record, _ = planted()
-    masks, heat = token_masks(record, layer=0)
-    kept = masks.copy(), heat.copy()
-    masks[...], heat[...] = False, 0
-    again = token_masks(record, layer=0)
-    assert (again[0] == kept[0]).all() and (again[1] == kept[1]).all()
+    with pytest.raises(ValueError, match="shares from 0 to 1"):
+        iou(np.full((2, 3), 255), np.ones((2, 3)))
 
 
 def test_the_oracle_is_the_better_side_of_the_split():
@@ -288,7 +283,7 @@ def test_what_is_told_of_the_tokens_is_clustered_like_channels():
     tokens = record[0, 0][1]
     told = {"as it is": {0: tokens}, "sum": {(0, 0): tokens.sum(-1)}, "nothing": {}}
     arms, ways = {"top": {}, "top, border": dict(method="border")}, {"": {}, ", border": dict(method="border")}
-    table = measures.masks.compared(record, subject, arms, told, ways)
+    table = measures.masks.overlaps_with_baselines(record, subject, arms, told, ways)
     assert table.arm.values.tolist() == [*arms, "as it is", "as it is, border", "sum", "sum, border"]
     np.testing.assert_array_equal(table.sel(arm="as it is"), table.sel(arm="top"))
     np.testing.assert_array_equal(table.sel(arm="as it is, border"), table.sel(arm="top, border"))
@@ -299,7 +294,7 @@ def test_what_is_told_once_stands_at_every_site(recorded):
     record, _ = recorded
     subject = np.random.default_rng(0).random((4, *record.grid)) > 0.7
     late = {record.steps[-1]: np.random.default_rng(1).normal(size=(4, subject[0].size, 2)).astype(np.float32)}
-    table = measures.masks.compared(record, subject, {"top": {}}, {"late": late}, {"": {}})
+    table = measures.masks.overlaps_with_baselines(record, subject, {"top": {}}, {"late": late}, {"": {}})
     assert table.sizes["layer"] == len(record.layers) and table.sizes["step"] == len(record.steps)
     late = table.sel(arm="late")
     assert (late == late.isel(layer=0, step=0)).all() and not (table.sel(arm="top") == late).all()
@@ -308,19 +303,19 @@ def test_what_is_told_once_stands_at_every_site(recorded):
 def test_the_typical_mask_overlaps_the_others_most():
     rng = np.random.default_rng(0)
     masks = rng.random((9, 4, 5)) < np.linspace(0, 1, 20).reshape(4, 5)
-    best = measures.masks.typical(masks)
+    best = measures.masks.best_consensus(masks)
     mean = masks.mean(0)
     cuts = [mean >= level for level in np.linspace(0.05, 1, 20)]
     assert np.mean([iou(best, mask) for mask in masks]) == pytest.approx(
         max(np.mean([iou(cut, mask) for mask in masks]) for cut in cuts)
     )
-    assert not measures.masks.typical(np.zeros((3, 2, 2), bool)).any()
+    assert not measures.masks.best_consensus(np.zeros((3, 2, 2), bool)).any()
 
 
 def test_colours_are_the_tokens_own():
     images = np.zeros((2, 8, 12, 3), np.uint8)
     images[1, :4, 4:8] = 255, 0, 51
-    found = measures.masks.colours(images, (2, 3))
+    found = measures.masks.token_colours(images, (2, 3))
     assert found.shape == (2, 6, 3) and not found[0].any()
     np.testing.assert_allclose(found[1, 1], [1, 0, 0.2], atol=1e-6)
     assert not found[1, [0, 2, 3, 4, 5]].any()

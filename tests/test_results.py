@@ -14,7 +14,8 @@ import xarray as xr
 from PIL import Image
 
 import massact_utils as mu
-from massact_utils.measures import metrics, readout, stability, transfer
+from massact_utils.measures import evaluators, statistics, transfer
+from massact_utils.measures import images as measures_of_images
 from massact_utils.measures.masks import coverage
 from massact_utils.results import claims, storage
 from massact_utils.worlds import toyworld
@@ -117,14 +118,14 @@ def test_tables_that_the_package_makes_have_the_columns_of_the_guide(tmp_path):
     )
     always, toy = columns(SECTIONS["02_disruption"])["arms.parquet"]
     renamed = {"low_error": "layout lost", "high_error": "detail lost"}
-    assert set(metrics.compare(images, images, words, others=words).rename(columns=renamed)) <= always
-    assert set(readout.attributes_right(images, words)) | set(readout.OF) == toy
-    table = transfer.measure(images, (words, words[::-1]), (images, images[::-1]), masks, others=words, exact=True)
+    assert set(measures_of_images.compare(images, images, words, others=words).rename(columns=renamed)) <= always
+    assert set(evaluators.attributes_right(images, words)) | set(evaluators.TOPICS) == toy
+    table = transfer.measure(images, (words, words[::-1]), (images, images[::-1]), masks, exact=True)
     assert set(table) | {"name", "pair", "png", "share"} == set.union(
         *columns(SECTIONS["04_transport"])["reported.parquet"]
     )
     assert (
-        set(stability.by_layer(scores, 4).assign(kind="dual").reset_index())
+        set(statistics.by_layer(scores, 4).assign(kind="dual").reset_index())
         == columns(SECTIONS["01_statistics"])["layers.parquet"][0]
     )
     run = mu.Run(tmp_path, {"model": "toy"})

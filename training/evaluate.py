@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import massact_utils as mu
-from massact_utils.measures import readout
+from massact_utils.measures import evaluators
 from massact_utils.worlds import toyworld
 
 from . import pixels
@@ -33,7 +33,7 @@ PARTS = ("subject", "companion", "shadow")
 
 def right(images, scenes, by_pixels) -> pd.DataFrame:
     """Which words the CLIP and the pixels read as the scenes say: 1, 0, or nan where a scene leaves the word open."""
-    read, said = readout.read_attributes(images), pd.DataFrame(map(vars, scenes))
+    read, said = evaluators.read_attributes(images), pd.DataFrame(map(vars, scenes))
     table = pd.DataFrame({name: read[name] == said[name] for name in GOALS if name != "companion"})
     table["companion"] = by_pixels.companion == said.companion
     for name in ("shape", "light"):
@@ -49,9 +49,9 @@ def on_renders(split: str) -> dict:
     """The evaluators on fresh renders: accuracy per attribute (by pixels on a quarter), and the segmenter's IoU."""
     scenes = toyworld.sample(4 * N, seed=SEED, split=split)
     images, masks, drawn = toyworld.render(scenes, seed=SEED)
-    found = readout.segment(images)
+    found = evaluators.segment(images)
     figures = right(images[:N], drawn[:N], read_pixels(images[:N], drawn[:N])).mean().to_dict()
-    read, said = readout.read_attributes(images), pd.DataFrame(map(vars, drawn))
+    read, said = evaluators.read_attributes(images), pd.DataFrame(map(vars, drawn))
     figures |= {name: (read[name] == said[name]).mean() for name in GOALS if name in read}
     for name, mask in masks.items():
         both, either = (found[name] & mask).sum((1, 2)), (found[name] | mask).sum((1, 2))

@@ -165,8 +165,8 @@ def _arranged(values) -> np.ndarray:
     if values.sizes.get("draw", DRAWS) < DRAWS:
         raise ValueError(f"a random control of {values.sizes['draw']} draws; draw it {DRAWS} times or more")
     values = values.mean("seed", skipna=False) if "seed" in values.dims else values
-    values = values.transpose("draw", ..., missing_dims="ignore")
-    return values.values.astype(float).reshape(-1, values.sizes[prompts[0]])
+    array = values.transpose("draw", ..., missing_dims="ignore").values.astype(float)
+    return array if array.ndim == 2 else array[None]
 
 
 def _components(differences: np.ndarray) -> tuple[float, float, float]:

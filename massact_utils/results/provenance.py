@@ -17,7 +17,7 @@ from ..models.load import KNOWN
 
 PACKAGES = ("massact", "torch", "diffusers", "transformers", "accelerate", "numpy", "scipy", "scikit-learn", "pandas")
 UNHELD = ("out_dir", "shard")  # parameters on which no result depends
-NAMES_FILES = ("model", "prompts", "pairs", "evaluator", "features", "reference")  # a name, a Hub id, or a path
+NAMES_FILES = ("model", "prompts", "pairs", "evaluator", "reference")  # a name, a Hub id, or a path
 
 
 def public(parameters: dict) -> dict:

@@ -1,11 +1,11 @@
-"""Layers and steps found on some images and reported on others."""
+"""Layers and steps chosen on some images and reported on others; a caption's own mask is from its other seeds."""
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 
-from massact_utils.measures import sites
+from massact_utils.measures import choose
 from massact_utils.measures.masks import as_record, token_masks
 
 DIMS = ("image", "rule", "arm", "layer", "step")
@@ -30,52 +30,52 @@ def table(draws=2):
 def test_a_site_is_found_on_the_choosing_half_alone():
     made = table()
     made[5] = 5.0  # left out
-    assert sites.best(made, "top", ["heat"]) == dict(arm="top", rule="heat", layer=4, step=7)
-    assert sites.best(made, "top", ["heat"], [0]) == dict(arm="top", rule="heat", layer=4, step=0)
-    assert sites.best(made, ["top, border", "top"], ["heat", "oracle"])["rule"] == "oracle"
-    found = sites.reported(made, sites.best(made, "top", ["heat"]))
+    assert choose.choose_site(made, "top", ["heat"]) == dict(arm="top", rule="heat", layer=4, step=7)
+    assert choose.choose_site(made, "top", ["heat"], [0]) == dict(arm="top", rule="heat", layer=4, step=0)
+    assert choose.choose_site(made, ["top, border", "top"], ["heat", "oracle"])["rule"] == "oracle"
+    found = choose.report_site(made, choose.choose_site(made, "top", ["heat"]))
     assert found.dims == ("image",) and found.image.values.tolist() == [1, 3, 4]
 
 
 def test_the_draws_of_a_control_share_a_site():
     made = table()
-    site = sites.best(made, "outside", ["heat"])
+    site = choose.choose_site(made, "outside", ["heat"])
     assert site == dict(arm="outside", rule="heat", layer=0, step=7)  # 0.6 on average, against 0.45
-    found = sites.reported(made, site)
+    found = choose.report_site(made, site)
     assert sorted(found.dims) == ["draw", "image"] and found.sizes["draw"] == 2
-    assert sites.reported(made, site, "top").dims == ("image",)
-    assert sites.scored(made, "outside, border", "choose").sizes["draw"] == 2
-    assert sites.names(made) == ["top", "top, border", "outside", "outside, border"]
+    assert choose.report_site(made, site, "top").dims == ("image",)
+    assert choose.arm_scores(made, "outside, border", "choose").sizes["draw"] == 2
+    assert choose.arm_names(made) == ["top", "top, border", "outside", "outside, border"]
 
 
 def test_every_step_has_a_site_of_its_own():
     made = table()
-    line = sites.over_steps(made, "top", ["heat"])
+    line = choose.over_steps(made, "top", ["heat"])
     assert line.dims[0] == "step" and line.step.values.tolist() == [0, 7] and line.sizes["image"] == 3
     made[1::2].loc[dict(arm="top", layer=4, step=0, rule="heat")] = 0.7
-    np.testing.assert_allclose(sites.over_steps(made, "top", ["heat"]).sel(step=0, image=[1, 3]), 0.7)
-    assert "draw" not in sites.over_steps(made, "outside", ["heat"]).dims
+    np.testing.assert_allclose(choose.over_steps(made, "top", ["heat"]).sel(step=0, image=[1, 3]), 0.7)
+    assert "draw" not in choose.over_steps(made, "outside", ["heat"]).dims
 
 
 def test_images_without_a_value_do_not_choose():
     made = table()
     made[0].loc[dict(arm="top", layer=4)] = np.nan
-    assert sites.best(made, "top", ["heat"])["layer"] == 4
+    assert choose.choose_site(made, "top", ["heat"])["layer"] == 4
     made.loc[dict(arm="top, border")] = np.nan
-    assert sites.best(made, ["top, border", "top"], ["heat"])["arm"] == "top"
+    assert choose.choose_site(made, ["top, border", "top"], ["heat"])["arm"] == "top"
 
 
 def test_an_unknown_arm_is_named():
     with pytest.raises(KeyError, match=r"no arm 'bottom'; there are top, top, border, outside"):
-        sites.best(table(), "bottom", ["heat"])
+        choose.choose_site(table(), "bottom", ["heat"])
 
 
 def test_a_line_is_above_another_from_the_first_step_where_the_interval_says_so():
     rng = np.random.default_rng(0)
     other = xr.DataArray(rng.normal(0, 0.01, (3, 8)), dict(step=[1.0, 0.5, 0.1]), ("step", "caption"))
     line = other + xr.DataArray([0.0, 0.3, 0.5], dims="step") + rng.normal(0, 0.01, (3, 8))
-    assert sites.first_above(line, other) == 0.5
-    assert sites.first_above(other, line) is None
+    assert choose.first_above(line, other) == 0.5
+    assert choose.first_above(other, line) is None
 
 
 def test_masks_at_a_site_are_those_of_every_file_in_order(tmp_path):
@@ -84,8 +84,33 @@ def test_masks_at_a_site_are_those_of_every_file_in_order(tmp_path):
     for name, part in (("0", slice(2)), ("1", slice(2, 5))):
         as_record({(3, 1): tokens[part], (0, 1): tokens[part].flip(1)}, (3, 4)).save(tmp_path / name)
     files, site = [tmp_path / "0", tmp_path / "1"], dict(arm="top", rule="border", layer=1, step=3)
-    found = sites.drawn(files, site, ranks=range(2))
+    found = choose.masks_at(files, site, ranks=range(2))
     wanted = token_masks(whole, layer=1, step=3, ranks=range(2), polarity="border")[0]
     assert found.dtype == bool and found.shape == (5, 3, 4) and (found == wanted).all()
     with pytest.raises(ValueError, match="oracle"):
-        sites.drawn(files, site | dict(rule="oracle"))
+        choose.masks_at(files, site | dict(rule="oracle"))
+
+
+def seeds_table(drawn):
+    captions, seeds = drawn.shape[:2]
+    dims = dict(rule=["heat", "oracle"], arm=["top"], layer=[0, 3], step=[0, 7])
+    return xr.DataArray(np.zeros((captions * seeds, 2, 1, 2, 2)), dims, ("image", *dims))
+
+
+def test_a_captions_mask_is_from_its_other_seeds_alone():
+    drawn = np.zeros((2, 6, 4, 4), bool)
+    drawn[0, :, :2], drawn[1, [0, 2, 3, 4], 2:] = True, True  # the last of the second caption has no subject
+    drawn[1, 1, 0, 0] = True  # unlike its other seeds
+    found = choose.with_caption_prior(seeds_table(drawn), drawn)
+    alone = found.sel(arm="caption").isel(rule=0, layer=1, step=1)
+    np.testing.assert_allclose(alone, [1] * 6 + [1, 0, 1, 1, 1, 0])
+    assert (found.sel(arm="caption") == found.sel(arm="caption", layer=0, step=0, rule="heat")).all()
+    assert found.half.values.tolist() == ["choose", "report"] * 5 + ["choose", "no subject there"]
+    assert found.caption.values.tolist() == [0] * 6 + [1] * 6
+
+
+def test_captions_without_subjects_are_an_error_that_says_what_to_do():
+    drawn = np.zeros((3, 4, 4, 4), bool)
+    drawn[1, 1] = True
+    with pytest.raises(ValueError, match="1 captions show a subject; name another reference"):
+        choose.with_caption_prior(seeds_table(drawn), drawn)
