@@ -52,7 +52,7 @@ for batch in run.pending([f"prompt {i}" for i in range(n_prompts)], 2):
 # next cell
 table = run.results()
 run.save("table", table)
-run.claim("02.above", *mu.evidence.paired_interval(table.number), n=n_prompts)
+run.claim("02.above", *mu.measures.evidence.paired_interval(table.number), n=n_prompts)
 print(run.compare_with_evidence())"""
 
 

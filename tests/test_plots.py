@@ -37,12 +37,13 @@ def test_a_mask_among_pictures_is_enlarged(ax):
 
 
 def test_means_have_an_interval_over_images_and_none_over_draws(ax):
-    values = xr.DataArray([[[1.0, 3.0], [2.0, 6.0]], [[3.0, 5.0], [4.0, 8.0]]], dims=("draw", "image", "step"))
+    values = [[[1.0, 3.0], [2.0, 6.0]] * 4, [[3.0, 5.0], [4.0, 8.0]] * 4]
+    values = xr.DataArray(values, dims=("draw", "image", "step"))
     assert plots.means([1.0, 0.5], values, ax=ax, label="outside") is ax
     (line,) = [line for line in ax.lines if line.get_linestyle() == "-"]
     assert line.get_ydata().tolist() == [2.5, 5.5] and line.get_color() == plots.COLOURS["outside"]
     low, high = ax.collections[0].get_segments()[0][:, 1]
-    assert (low + high) / 2 == pytest.approx(2.5) and high - low == pytest.approx(2 * 12.706 * 0.5, rel=1e-3)
+    assert (low + high) / 2 == pytest.approx(2.5) and high - low == pytest.approx(2 * 2.365 * 0.189, rel=1e-3)
 
 
 def test_bars_lie_in_groups_and_each_ends_at_its_mean(ax):
