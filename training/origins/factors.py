@@ -23,20 +23,18 @@ def read(pipe, prompts, seeds=0, **call) -> xr.Dataset:
     `factor` (image, layer, part, channel), the mean of |shift|, |1 + scale| and |gate| over the calls, and over the
     parts of a block that have one each. A factor is the mean over the images that are generated together.
     """
-    family = networks.CLASSES.get(type(pipe.transformer).__name__)
-    stats, seen = mu.ChannelStats(), {}
+    family, stats, calls = networks.CLASSES.get(type(pipe.transformer).__name__), mu.ChannelStats(), {}
 
     def keep(layer, factor):  # B sets 3 D
         factor = factor.detach().float() + torch.tensor([[0.0], [1.0], [0.0]], device=factor.device)
-        seen.setdefault(layer, []).append(factor.abs().mean((0, 1)).cpu())
+        calls.setdefault(layer, []).append(factor.abs().mean((0, 1)).cpu())
 
     net = SimpleNamespace(transformer=pipe.transformer, family=family)
-    look = networks.modulated(net, watch=keep) if family else nullcontext()
-    with look, mu.attach(pipe, stats):
+    with networks.modulated(net, keep) if family else nullcontext(), mu.attach(pipe, stats):
         mu.generate(pipe, prompts, seeds=seeds, **call)
     data = stats.dataset()[["mean_abs"]].mean("step")
     if family:
-        factor = torch.stack([torch.stack(seen[layer]).mean(0) for layer in sorted(seen)]).numpy()
+        factor = torch.stack([torch.stack(calls[layer]).mean(0) for layer in sorted(calls)]).numpy()
         factor = xr.DataArray(factor, {"part": list(PARTS)}, ["layer", "part", "channel"])
         data["factor"] = factor.expand_dims(image=data.sizes["image"])
     return data
@@ -52,7 +50,7 @@ def at_the_top(data, kinds, k: int) -> pd.DataFrame:
     if "factor" not in data:
         return pd.DataFrame({name: pd.Series(dtype=float) for name in COLUMNS})
     scores, factors, rows = data.mean_abs.mean("image"), data.factor.mean("image"), []
-    for layer in range(len(kinds)):
+    for layer, kind in enumerate(kinds):
         for part in PARTS:
             score = scores.sel(layer=layer if part == "|gate|" else max(layer - 1, 0)).values
             value = factors.sel(part=part).isel(layer=layer).values
@@ -60,5 +58,5 @@ def at_the_top(data, kinds, k: int) -> pd.DataFrame:
             others = np.delete(value, top)
             ratio, size = value / np.median(others), score / np.median(score)
             ends = np.quantile(others, [0.05, 0.95]) / np.median(others)
-            rows += [(layer, kinds[layer], part, int(c), ratio[c], ratio[c] * size[c], *ends) for c in top]
+            rows += [(layer, kind, part, int(c), ratio[c], ratio[c] * size[c], *ends) for c in top]
     return pd.DataFrame(rows, columns=COLUMNS)

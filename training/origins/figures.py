@@ -9,8 +9,14 @@ from matplotlib import rcParams
 
 from massact_utils.show.plots import COLOURS
 
-from .verdicts import LABELS, SHORT
+from .verdicts import LABELS
 
+SHORT = LABELS | {  # of the architectures' claims, for a narrow place
+    "need": "zeroing the top costs more",
+    "code": "the top parts the subject better",
+    "pattern": "the pattern is needed more than the level",
+    "lead": "the gate is large first",
+}
 MARKS = {  # verdict -> face of its mark, its edge, and of words on it
     "holds": ("#444444", "#444444", "white"),
     "contradicted": ("white", "#444444", "black"),
@@ -42,15 +48,16 @@ def ranges(rows, *, ax):
     return _multiples(ax)
 
 
-def dots(found, variants, measure: str, *, ax):
-    """One measure of some variants, a dot for each seed; the grey band is the base's range over seeds.
+def dots(numbers, variants, measure: str, *, ax):
+    """One measure of variants, a dot for each seed; the grey band is the base's range over seeds.
 
-    `found` as `verdicts.numbers` gives it.
+    `numbers` as `verdicts.numbers` gives them.
     """
-    base = found.loc["base", measure]
+    base = numbers.loc["base", measure]
     ax.axvspan(base.min(), base.max(), color="#CCCCCC", lw=3)
     for y, variant in enumerate(variants):
-        ax.plot(found.loc[variant, measure], [y] * len(found.loc[variant]), "o", color=COLOURS["top"], alpha=0.7)
+        values = numbers.loc[variant, measure]
+        ax.plot(values, [y] * len(values), "o", color=COLOURS["top"], alpha=0.7)
     ax.set(xlabel=LABELS[measure], ylim=(len(variants) - 0.5, -0.5))
     ax.set_yticks(range(len(variants)), variants)
     ax.ticklabel_format(axis="x", useOffset=False)
@@ -58,13 +65,13 @@ def dots(found, variants, measure: str, *, ax):
     return ax
 
 
-def panels(found, variants, measures, *, figure):
+def panels(numbers, variants, measures, *, figure):
     """`dots` of several measures side by side on a figure, or words where no variant is trained; gives the axes."""
     if not len(variants):
         figure.text(0.5, 0.5, "none of these variants is trained yet", ha="center", va="center")
         return []
     axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
-    return [dots(found, variants, measure, ax=ax) for measure, ax in zip(measures, axes, strict=True)]
+    return [dots(numbers, variants, measure, ax=ax) for measure, ax in zip(measures, axes, strict=True)]
 
 
 def grid(rows, variants, claims, *, ax):
@@ -144,14 +151,14 @@ def at_the_top(free, factor: str, *, ax, value: str = "ratio"):
 def live(course, name: str, *, axes):
     """A training as far as it is, on three axes: loss, largest channel, and all channels by size; again with each call.
 
-    `course` is train.py's, with its rows and sizes so far; a line has the variant's name.
+    `course` is a measure.Course, with its rows and sizes so far; a line has the variant's name.
     """
-    seen = pd.DataFrame(course.rows).groupby(["measure", "step"]).value.max()
+    rows = pd.DataFrame(course.rows).groupby(["measure", "step"]).value.max()
     sizes = list(course.sizes.values())[-1]
     sizes = np.sort(sizes[len(sizes) // 2])[::-1]  # of the middle block
     ranked = pd.Series(sizes / np.median(sizes), np.arange(1, len(sizes) + 1))
-    curves = {"Loss on fresh scenes": seen["course: loss"]}
-    curves |= {"Largest channel over median": seen["course: largest over median"]}
+    curves = {"Loss on fresh scenes": rows["course: loss"]}
+    curves |= {"Largest channel over median": rows["course: largest over median"]}
     curves |= {"All channels over median": ranked}
     for ax, (title, curve) in zip(axes, curves.items(), strict=True):
         (line,) = [line for line in ax.lines if line.get_label() == name] or ax.plot([], [], ".-", label=name)

@@ -1,0 +1,181 @@
+"""What is measured of a small training: its course every 25 steps, and everything at its end, as tidy rows."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+
+import massact_utils as mu
+from massact_utils.measures import masks
+from massact_utils.probes import levels
+
+from ..device import DEVICE
+from .changes import permutation
+from .networks import GRID, ONE_PROJECTION, modulated
+
+SIGMAS, K, DRAWS = (0.2, 0.5, 0.8), 12, 8  # noise levels, channels in the top set, draws of others
+
+
+class SecondMoment:
+    """A probe that reads: the uncentred second moment of the image tokens (D, D) at every layer of one call."""
+
+    edits = False
+
+    def __init__(self):
+        self.moments = {}
+
+    def __call__(self, tokens, site):
+        x = tokens.detach().float().flatten(0, 1)
+        self.moments[site.layer] = x.mT @ x / len(x)
+
+
+@torch.no_grad()
+def error(net, scenes, sigma, change, *probes, rows=slice(None)) -> float:
+    """Mean squared error of the velocity on fresh noised scenes, with probes attached; the noise is always the same."""
+    x, text = scenes.batch(rows)
+    text = scenes.empty.float().to(DEVICE).expand_as(text) if change.get("unconditional") else text
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(7)).to(DEVICE)
+    noisy, at = x + sigma * (noise - x), torch.full((len(x),), sigma, device=DEVICE)
+    with mu.attach(net.transformer, *probes) if probes else nullcontext():
+        velocity = net.velocity(noisy, at, text)
+    return float((velocity - noise + x).square().mean())
+
+
+def concentration(moment) -> dict:
+    """The four measures of concentration, by name, of one layer's second moment (D, D)."""
+    energy = moment.diagonal().clamp_min(1e-12)
+    size = energy.sqrt().sort(descending=True).values
+    return {
+        "largest over median": float(size[0] / size.median()),
+        "energy in the top": float(size[:K].square().sum() / energy.sum()),
+        "kurtosis": float(len(energy) * energy.square().sum() / energy.sum() ** 2),  # of channels' RMS, as 2405.19279
+        "largest eigenvalue": float(torch.linalg.eigvalsh(moment)[-1] / moment.trace()),
+    }
+
+
+class Course:
+    """At every step it is called: loss, concentration, |gate| and |h| of all channels, on 32 fresh scenes, sigma 0.5."""
+
+    def __init__(self, net, scenes, change):
+        self.net, self.scenes, self.change, self.rows, self.sizes, self.gates = net, scenes, change, [], {}, {}
+
+    def __call__(self, step):
+        probe = SecondMoment()
+        with modulated(self.net) as factors:
+            loss = error(self.net, self.scenes, 0.5, self.change, probe, rows=slice(32))
+        self.rows.append(dict(step=step, measure="course: loss", value=loss))
+        self.sizes[step] = np.stack([m.diagonal().sqrt().cpu() for m in probe.moments.values()])  # layer D
+        self.gates[step] = {i: factor[..., 2, :].abs().mean((0, 1)).cpu().numpy() for i, factor in factors.items()}
+        for layer, moment in probe.moments.items():
+            measures = concentration(moment).items()
+            self.rows += [dict(step=step, layer=layer, measure=f"course: {m}", value=v) for m, v in measures]
+
+    def state_dict(self) -> dict:
+        """What a checkpoint keeps of it."""
+        return dict(rows=self.rows, sizes=self.sizes, gates=self.gates)
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from a checkpoint."""
+        self.__dict__ |= state
+
+    def table(self) -> pd.DataFrame:
+        """Rows (step, layer, channel, measure, value); of channels the 12 that end largest, in the middle layer, over the
+        median channel, as logarithms to the base 2.
+        """
+        last, layer, rows = max(self.sizes), len(next(iter(self.sizes.values()))) // 2, list(self.rows)
+        order = self.sizes[last][layer].argsort()[::-1]
+        for step, sizes in self.sizes.items():
+            for name, values in (("activation", sizes[layer]), ("gate", self.gates[step].get(layer))):
+                if values is not None and np.median(values) > 0:
+                    ratio = np.log2((values + 1e-9) / np.median(values))
+                    key = dict(step=step, layer=layer, measure=f"course: {name} of top")
+                    rows += [key | dict(channel=c, value=ratio[c]) for c in order[:K]]
+        half = min(self.sizes, key=lambda step: abs(step - last / 2))
+        before, after = (set(self.sizes[step][layer].argsort()[::-1][:K]) for step in (half, last))
+        to = permutation(len(order), self.change.get("seed", 0)).tolist()
+        ends = {"top kept since half": before, "top moved with the gate": {to[c] for c in before}}
+        rows += [dict(step=last, layer=layer, measure=m, value=len(of & after) / K) for m, of in ends.items()]
+        return pd.DataFrame(rows).assign(sigma=0.5)
+
+
+def measure(net, own, plain, more, change) -> pd.DataFrame:
+    """Everything that is measured at the end of a training: rows (layer, sigma, channel, measure, value)."""
+    tables = []
+    for sigma in (0.5,) if change.get("one_sigma") else SIGMAS:
+        stats, moment, level = mu.ChannelStats(), SecondMoment(), levels.Levels()
+        error(net, more, sigma, change, level)
+        with modulated(net) as factors:
+            rows = [dict(measure="loss", value=error(net, own, sigma, change, stats, moment))]
+        data = stats.dataset().isel(step=0)
+        scores = data.mean_abs.mean("image")
+        sets = {which: mu.select_channels(scores, K, which=which) for which in ("top", "bottom")}
+        sets |= {f"outside {i}": mu.select_channels(scores, K, which="outside", seed=i) for i in range(DRAWS)}
+        for layer in scores.layer.values:
+            top = sets["top"].sel(layer=layer).values
+            of_layer = [*concentration(moment.moments[layer]).items(), *energies(data.sel(layer=layer), top)]
+            if layer in factors:
+                of_layer += modulation(factors[layer], scores.sel(layer=layer).values, top)
+            rows += [dict(layer=layer, measure=name, value=value) for name, value in of_layer]
+            sizes = enumerate(scores.sel(layer=layer).values)
+            rows += [dict(layer=layer, channel=c, measure="mean_abs", value=value) for c, value in sizes]
+        edits = [(which, "zero") for which in sets]
+        edits += [(which, mode) for which in ("top", "outside 0") for mode in ("no pattern", "no level")]
+        for which, mode in edits:
+            edit = mu.Disrupt(sets[which], mode=mode, levels=level.table())
+            rows.append(dict(measure=f"loss: {mode}, {which}", value=error(net, own, sigma, change, edit)))
+        if net.family not in ONE_PROJECTION:
+            for which in ["gate's largest", *(f"others of the gate {i}" for i in range(DRAWS))]:
+                with modulated(net, closed(which, factors)):
+                    rows.append(dict(measure=f"loss: {which}", value=error(net, own, sigma, change)))
+        for which in [name for name in sets if name != "bottom"]:
+            record = mu.Record(sets[which].drop_vars("step", errors="ignore"))
+            error(net, plain, sigma, change, record)
+            values = overlap(record, plain.subject).items()
+            rows += [dict(layer=layer, measure=f"mIoU (oracle), {which}", value=value) for layer, value in values]
+        tables.append(pd.DataFrame(rows).assign(sigma=sigma))
+    return pd.concat(tables)
+
+
+def energies(data, top):
+    """Shares of the energy of the top and of all channels of a layer that are constant, of levels and of patterns."""
+    for name, channels in (("top", top), ("all", data.channel.values)):
+        part = data.sel(channel=channels)
+        energy = float(part.mean_sq.mean("image").sum())
+        constant, means = ((part["mean"].mean("image") ** 2).sum(), (part["mean"] ** 2).mean("image").sum())
+        shares = {"constant": constant, "level": means - constant, "pattern": energy - means}
+        yield from ((f"{share} of {name}", float(value) / energy) for share, value in shares.items())
+
+
+def modulation(factor, sizes, top):
+    """How a block's modulation (B, sets, 3, D) goes with the size (D,) of the channels that leave it."""
+    shift, scale, gate = factor.unbind(2)
+    for name, values in (("shift", shift), ("scale", 1 + scale), ("gate", gate)):
+        values = values.abs().mean((0, 1)).cpu().numpy()
+        if np.ptp(values) > 1e-6:  # else it is fixed, or one for all channels
+            yield f"{name}: rank correlation", float(spearmanr(values, sizes).statistic)
+        yield f"{name} at the top", float(np.median(values[top]))
+        yield f"{name} elsewhere", float(np.median(np.delete(values, top)))
+
+
+def closed(which, factors):
+    """An edit of modulations: the gate is 0 where it is largest in its block, or at as many others, one draw each."""
+
+    def edit(layer, factor):
+        order = factors[layer][..., 2, :].abs().mean((0, 1)).argsort(descending=True).cpu()
+        generator = torch.Generator().manual_seed(int(which.split()[-1]) if which[-1].isdigit() else 0)
+        others = order[K:][torch.randperm(len(order) - K, generator=generator)[:K]]
+        factor = factor.clone()
+        factor[..., 2, order[:K] if which == "gate's largest" else others] = 0
+        return factor
+
+    return edit
+
+
+def overlap(record, subject):
+    """mIoU of each layer's partition with the subject's coverage (n, 36), over images that have subject and ground."""
+    subject = (subject > 0.5).numpy().reshape(-1, GRID, GRID)
+    parted = subject.any((1, 2)) & ~subject.all((1, 2))
+    table = masks.overlaps(record, subject, {"set": {}}).isel(image=parted, arm=0, step=0)
+    return table.sel(rule="oracle").mean("image").to_series()
