@@ -3,20 +3,18 @@
 A verdict has the same mark everywhere: a filled one holds, an empty one is contradicted, a grey one is undecided.
 """
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 from matplotlib import rcParams
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from massact_utils.show.plots import COLOURS
 
 from .verdicts import LABELS
 
-SHORT = LABELS | {  # of the architectures' claims, for a narrow place
-    "need": "zeroing the top costs more",
-    "code": "the top parts the subject better",
-    "pattern": "the pattern is needed more than the level",
-    "lead": "the gate is large first",
-}
 MARKS = {  # verdict -> face of its mark, its edge, and of words on it
     "holds": ("#444444", "#444444", "white"),
     "contradicted": ("white", "#444444", "black"),
@@ -48,30 +46,22 @@ def ranges(rows, *, ax):
     return _multiples(ax)
 
 
-def dots(numbers, variants, measure: str, *, ax):
-    """One measure of variants, a dot for each seed; the grey band is the base's range over seeds.
+def panels(numbers, variants, measures, *, axes):
+    """A measure of variants on each of some axes, a dot for each seed; the grey band is the base's range over seeds.
 
     `numbers` as `verdicts.numbers` gives them.
     """
-    base = numbers.loc["base", measure]
-    ax.axvspan(base.min(), base.max(), color="#CCCCCC", lw=3)
-    for y, variant in enumerate(variants):
-        values = numbers.loc[variant, measure]
-        ax.plot(values, [y] * len(values), "o", color=COLOURS["top"], alpha=0.7)
-    ax.set(xlabel=LABELS[measure], ylim=(len(variants) - 0.5, -0.5))
-    ax.set_yticks(range(len(variants)), variants)
-    ax.ticklabel_format(axis="x", useOffset=False)
-    ax.locator_params(axis="x", nbins=5)
-    return ax
-
-
-def panels(numbers, variants, measures, *, figure):
-    """`dots` of several measures side by side on a figure, or words where no variant is trained; gives the axes."""
-    if not len(variants):
-        figure.text(0.5, 0.5, "none of these variants is trained yet", ha="center", va="center")
-        return []
-    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
-    return [dots(numbers, variants, measure, ax=ax) for measure, ax in zip(measures, axes, strict=True)]
+    for measure, ax in zip(measures, axes, strict=True):
+        base = numbers.loc["base", measure]
+        ax.axvspan(base.min(), base.max(), color="#CCCCCC", lw=3)
+        for y, variant in enumerate(variants):
+            values = numbers.loc[variant, measure]
+            ax.plot(values, [y] * len(values), "o", color=COLOURS["top"], alpha=0.7)
+        ax.set(xlabel=LABELS[measure], ylim=(len(variants) - 0.5, -0.5))
+        ax.set_yticks(range(len(variants)), variants)
+        ax.ticklabel_format(axis="x", useOffset=False)
+        ax.locator_params(axis="x", nbins=5)
+    return axes
 
 
 def grid(rows, variants, claims, *, ax):
@@ -80,15 +70,15 @@ def grid(rows, variants, claims, *, ax):
     `rows` as `verdicts.verdicts` gives them; `claims` those that the variants have in common, in the plan's words.
     """
     cells = rows.set_index(["measure", "variant"])
-    for (y, claim), (x, variant) in ((a, b) for a in enumerate(claims) for b in enumerate(variants)):
+    for (y, claim), (x, variant) in product(enumerate(claims), enumerate(variants)):
         row = cells.loc[claim["measure"], variant]
         face, _, ink = MARKS.get(row.verdict, NONE)
-        ax.fill([x - 0.5, x + 0.5, x + 0.5, x - 0.5], [y - 0.5, y - 0.5, y + 0.5, y + 0.5], fc=face, ec="#999999")
+        ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fc=face, ec="#999999"))
         value = "" if np.isnan(row.value) else f"{round(row.value, 2) + 0.0:.2f}\n"
         ax.text(x, y, f"{value}{row.verdict}", ha="center", va="center", color=ink, fontsize=9)
     ax.set(xlim=(-0.5, len(variants) - 0.5), ylim=(len(claims) - 0.5, -0.5))
     ax.set_xticks(range(len(variants)), variants)
-    ax.set_yticks(range(len(claims)), [f"{SHORT[c['measure']]}\n{c['side']} {c['threshold']:g}" for c in claims])
+    ax.set_yticks(range(len(claims)), [f"{LABELS[c['measure']]}\n{c['side']} {c['threshold']:g}" for c in claims])
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     return ax
@@ -98,22 +88,21 @@ def courses(table, *, axes):
     """Size and gate of the 12 channels of one training that end largest, on two axes, with a colour for each that ends
     over twice the median channel: rows of origins.parquet, of one variant and seed.
     """
-    rows = table[table.channel >= 0].astype({"measure": str})
-    for ax, (what, words) in zip(axes, (("activation", "|h|"), ("gate", "|g|")), strict=True):
-        lines = rows[rows.measure == f"course: {what} of top"].pivot(index="step", columns="channel", values="value")
-        if what == "activation":
-            order = lines.iloc[-1].sort_values(ascending=False)
-            colours = dict(zip(order[order >= 1].index, rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
-        for channel in [c for c in order.index[::-1] if c in lines]:
-            coloured = channel in colours
-            look = dict(color=colours[channel], lw=2, label=f"channel {channel}") if coloured else dict(color="#CCCCCC")
-            ax.plot(lines[channel], **look)
+    names = [f"course: {what} of top" for what in ("activation", "gate")]
+    rows = table[table.measure.isin(names)].astype({"measure": str})
+    lines = rows.pivot(index="step", columns=["measure", "channel"], values="value")
+    sizes, gates = lines[names[0]], lines[names[1]]
+    last = sizes.iloc[-1].sort_values()
+    massive = last[last >= 1].index[::-1]
+    colours = dict(zip(massive, rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
+    for ax, lines, symbol in zip(axes, (sizes, gates), ("|h|", "|g|"), strict=True):
+        for channel in last.index:
+            ax.plot(lines[channel], color=colours.get(channel, "#CCCCCC"), lw=1.5 + 0.5 * (channel in colours))
         ax.axhline(1, color="#888888", lw=0.8, ls="--", zorder=0)
         ax.set_ylim(bottom=max(ax.get_ylim()[0], -3))  # a gate that passes through zero
-        ax.set(xlabel="step of training", ylabel=f"{words} over the median channel's, log2")
-    if colours:
-        handles, labels = axes[0].get_legend_handles_labels()
-        axes[1].legend(handles[::-1], labels[::-1], frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        ax.set(xlabel="step of training", ylabel=f"{symbol} over the median channel's, log2")
+    keys = [Line2D([], [], color=colour, label=f"channel {channel}") for channel, colour in colours.items()]
+    axes[1].legend(handles=keys, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return axes
 
 
@@ -157,14 +146,17 @@ def live(course, name: str, *, axes):
     sizes = list(course.sizes.values())[-1]
     sizes = np.sort(sizes[len(sizes) // 2])[::-1]  # of the middle block
     ranked = pd.Series(sizes / np.median(sizes), np.arange(1, len(sizes) + 1))
-    curves = {"Loss on fresh scenes": rows["course: loss"]}
-    curves |= {"Largest channel over median": rows["course: largest over median"]}
-    curves |= {"All channels over median": ranked}
-    for ax, (title, curve) in zip(axes, curves.items(), strict=True):
+    curves = {
+        "Loss on fresh scenes": ("step of training", rows["course: loss"]),
+        "Largest channel over median": ("step of training", rows["course: largest over median"]),
+        "All channels over median": ("rank of the channel", ranked),
+    }
+    for ax, (title, (xlabel, curve)) in zip(axes, curves.items(), strict=True):
         (line,) = [line for line in ax.lines if line.get_label() == name] or ax.plot([], [], ".-", label=name)
         line.set_data(curve.index, curve)
-        ax.relim(), ax.autoscale_view()
-        ax.set(title=title, xlabel="rank of the channel" if curve is ranked else "step of training")
+        ax.relim()
+        ax.autoscale_view()
+        ax.set(title=title, xlabel=xlabel)
     axes[0].legend(frameon=False)
     return axes
 

@@ -56,7 +56,7 @@ def concentration(moment) -> dict:
 
 
 class Course:
-    """At every step it is called: loss, concentration, |gate| and |h| of all channels, on 32 fresh scenes, sigma 0.5."""
+    """At each step it is called: loss, concentration, |gate| and |h| of all channels, on 32 fresh scenes, sigma 0.5."""
 
     def __init__(self, net, scenes, change):
         self.net, self.scenes, self.change, self.rows, self.sizes, self.gates = net, scenes, change, [], {}, {}
@@ -72,17 +72,9 @@ class Course:
             measures = concentration(moment).items()
             self.rows += [dict(step=step, layer=layer, measure=f"course: {m}", value=v) for m, v in measures]
 
-    def state_dict(self) -> dict:
-        """What a checkpoint keeps of it."""
-        return dict(rows=self.rows, sizes=self.sizes, gates=self.gates)
-
-    def load_state_dict(self, state: dict) -> None:
-        """Go on from a checkpoint."""
-        self.__dict__ |= state
-
     def table(self) -> pd.DataFrame:
-        """Rows (step, layer, channel, measure, value); of channels the 12 that end largest, in the middle layer, over the
-        median channel, as logarithms to the base 2.
+        """Rows (step, layer, channel, measure, value); of channels the 12 that end largest, in the middle layer, over
+        the median channel, as logarithms to the base 2.
         """
         last, layer, rows = max(self.sizes), len(next(iter(self.sizes.values()))) // 2, list(self.rows)
         order = self.sizes[last][layer].argsort()[::-1]

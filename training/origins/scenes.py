@@ -21,7 +21,7 @@ from .networks import GRID
 
 @dataclass
 class Scenes:
-    """Latents (n, 36, 32), states of text (n, T, 288) and of no text (1, T, 288), and the subject's coverage (n, 36)."""
+    """Latents (n, 36, 32), states of texts (n, T, 288) and of no text (1, T, 288), and subjects' coverage (n, 36)."""
 
     latents: torch.Tensor
     text: torch.Tensor

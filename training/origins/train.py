@@ -5,15 +5,13 @@
     python -m training origins base rotated --seeds 0 1      # some of them
 
 What is trained, why, and what would refute it stands in data/origins/plan.toml, written before any training. All but
-the change is one recipe. To use two cores, start the same command twice, each with OMP_NUM_THREADS=1: a run that another
-process holds is left to it, a finished one is skipped, a killed one goes on from its checkpoint under runs/origins.
-Every finished run goes into data/origins/origins.parquet.
+the change is one recipe. To use two cores, start the same command twice, each with OMP_NUM_THREADS=1: a run that
+another process holds is left to it, a finished one is skipped. Each goes into data/origins/origins.parquet when it is
+finished, after some five minutes.
 """
 
 import argparse
-import hashlib
 import itertools
-import json
 import tomllib
 import warnings
 from contextlib import suppress
@@ -37,7 +35,7 @@ from .networks import GRID, Net
 from .scenes import model_digest, splits
 
 STEPS, BATCH, SCENES, SEEDS = 1200, 32, 8192, 3  # of the whole plan
-EVERY, CHECKPOINT = 25, 200  # steps between two measurements, and between two checkpoints
+EVERY = 25  # steps between two measurements
 RATE = {"adamw": 1.5e-3, "sgd": 0.2, "muon": 0.01}
 TABLE = mu.places.data("origins", "origins.parquet")
 TYPES = {"variant": "category", "seed": "int8", "step": "int16", "layer": "int8", "sigma": "float32"}
@@ -108,26 +106,15 @@ def window(scenes, rows, corner):
     return near[rows % len(near)] if len(near) else rows, cells
 
 
-def train(net, scenes, change, *, steps, seed=0, batch=BATCH, watch=None, checkpoint=None, forward=None) -> list[float]:
+def train(net, scenes, change, *, steps, seed=0, batch=BATCH, watch=None, forward=None) -> list[float]:
     """Train in place and give the losses: 100 steps of warm-up, a fall over the last fifth, `watch(step)` every 25.
 
-    What a step sees is drawn from the seed and its number, so that all variants of a seed see the same. With a file
-    `checkpoint` the state goes there every 200 steps, that of `watch` included, and a run goes on from it.
+    What a step sees is drawn from the seed and its number, so that all variants of a seed see the same.
     """
-    own = optimisers(net, change)
+    own, losses = optimisers(net, change), []
     factor = lambda step: min(1, (step + 1) / min(100, steps / 10), (1 - step / steps) / 0.2)  # noqa: E731
     schedules = [LambdaLR(one, factor) for one in own]
-    parts = [net, *own, *schedules, *([watch] if checkpoint else [])]
-    first, losses = 0, []
-    if checkpoint and checkpoint.exists():
-        state = torch.load(checkpoint, map_location=DEVICE, weights_only=False)
-        first, losses = state["step"], state["losses"]
-        for part, saved in zip(parts, state["parts"], strict=True):
-            part.load_state_dict(saved)
-    for step in (bar := tqdm(range(first, steps), initial=first, total=steps, mininterval=5, disable=not checkpoint)):
-        if checkpoint and step % CHECKPOINT == 0 and step > first:
-            with whole(checkpoint) as beside:
-                torch.save(dict(step=step, losses=losses, parts=[part.state_dict() for part in parts]), beside)
+    for step in (bar := tqdm(range(steps), mininterval=5, disable=None)):
         if watch is not None and step % EVERY == 0:
             watch(step)
         if change.get("permuted") and step == steps // 2:
@@ -150,19 +137,18 @@ def train(net, scenes, change, *, steps, seed=0, batch=BATCH, watch=None, checkp
 
 def recipe(steps, scenes) -> dict:
     """What a run's result depends on beside its variant; runs of another recipe never share a table."""
-    return dict(steps=steps, batch=BATCH, samples=steps * BATCH, scenes=scenes, sigmas=list(SIGMAS)) | {
-        "model": model_digest()
-    }
+    sizes = dict(steps=steps, batch=BATCH, samples=steps * BATCH, scenes=scenes, sigmas=list(SIGMAS))
+    return sizes | {"model": model_digest()}
 
 
-def run(variant, seed, steps, scenes, checkpoint) -> pd.DataFrame:
-    """Train one variant with one seed, and measure it."""
+def run(variant, seed, steps, scenes) -> pd.DataFrame:
+    """Train one variant with one seed, and measure it: rows of the table."""
     change = plan()[variant]["change"] | {"seed": seed}
     own, fresh, plain, more = splits(change, scenes)
     torch.manual_seed(seed)
     net = Net(change).to(DEVICE)
     course, compiled = Course(net, fresh, change), torch.compile(net, dynamic=False)
-    train(net, own, change, steps=steps, seed=seed, watch=course, checkpoint=checkpoint, forward=compiled)
+    train(net, own, change, steps=steps, seed=seed, watch=course, forward=compiled)
     net.eval()
     table = pd.concat([course.table(), measure(net, fresh, plain, more, change).assign(step=steps)])
     return table.assign(variant=variant, seed=seed)
@@ -181,9 +167,9 @@ def read_table(file, made) -> pd.DataFrame:
 
 def add_rows(file, made, rows) -> None:
     """Put a finished run's rows into the table of its recipe `made`, which is kept in its attrs."""
-    with FileLock(file.with_name(f".{file.name}.lock")):
-        rows = rows.fillna(dict.fromkeys(("layer", "channel"), -1))
-        table = pd.concat([part for part in (read_table(file, made), rows) if len(part)])
+    with FileLock(mu.places.runs() / "origins" / "table.lock"):
+        old, rows = read_table(file, made), rows.fillna({"layer": -1, "channel": -1})
+        table = pd.concat([old, rows]) if len(old) else rows
         table = table.astype(TYPES)[COLUMNS].reset_index(drop=True)
         table.attrs = made | {"trial": made["steps"] < STEPS, "torch": torch.__version__.split("+")[0]}
         with whole(file) as beside:
@@ -197,9 +183,7 @@ def main(words: list[str] | None = None) -> None:
         prog="python -m training origins", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add(
-        "names", nargs="*", metavar="NAME", help="variants of the plan, or its halves, essential and rest; default: all"
-    )
+    add("names", nargs="*", metavar="NAME", help="variants of the plan, or its halves: essential, rest")
     add("--list", action="store_true", help="print the plan and what is done, and train nothing")
     add("--seeds", type=int, nargs="+", default=range(SEEDS))
     add("--steps", type=int, default=STEPS, help=f"of {BATCH} samples; fewer than {STEPS} are a trial")
@@ -209,24 +193,23 @@ def main(words: list[str] | None = None) -> None:
     if unknown := set(args.names) - {*rows, "essential", "rest"}:
         parser.error(f"{', '.join(unknown)}: not in plan.toml, which has essential, rest, {', '.join(rows)}")
     chosen = [name for name in rows if not args.names or {name, rows[name]["part"]} & set(args.names)]
-    made = recipe(args.steps, args.scenes)
+    made, folder = recipe(args.steps, args.scenes), mu.places.runs() / "origins"
+    folder.mkdir(parents=True, exist_ok=True)
 
-    def done():
-        try:
-            return set(read_table(args.table, made).groupby(["variant", "seed"], observed=True).groups)
-        except ValueError as error:
-            parser.error(str(error))
+    def done() -> set:
+        return set(read_table(args.table, made).groupby(["variant", "seed"], observed=True).groups)
 
-    finished = done()
-    for name in chosen if args.list else ():
-        row, ready = rows[name], sum((name, seed) in finished for seed in args.seeds)
-        print(f"{name:18} {row['part']:9} {ready} of {len(args.seeds)}  {row['question']} {row['change'] or ''}")
-    folder = mu.places.runs() / "origins" / hashlib.sha256(json.dumps(made).encode()).hexdigest()[:12]
-    for seed, name in itertools.product(args.seeds, () if args.list else chosen):
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = folder / f"{name}-{seed}.pt"
-        with suppress(Timeout), FileLock(checkpoint.with_suffix(".lock"), timeout=0):  # held: another process is at it
+    try:
+        finished = done()
+    except ValueError as error:
+        parser.error(str(error))
+    if args.list:
+        for name in chosen:
+            row, ready = rows[name], sum((name, seed) in finished for seed in args.seeds)
+            print(f"{name:18} {row['part']:9} {ready} of {len(args.seeds)}  {row['question']} {row['change'] or ''}")
+        return
+    for seed, name in itertools.product(args.seeds, chosen):
+        with suppress(Timeout), FileLock(folder / f"{name}-{seed}.lock", timeout=0):  # held: another process is at it
             if (name, seed) not in done():
                 print(f"{name}, seed {seed}", flush=True)
-                add_rows(args.table, made, run(name, seed, args.steps, args.scenes, checkpoint))
-                checkpoint.unlink(missing_ok=True)
+                add_rows(args.table, made, run(name, seed, args.steps, args.scenes))

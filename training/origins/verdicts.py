@@ -186,14 +186,17 @@ def as_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentence(rows: pd.DataFrame) -> str:
-    """What we now know of some claims, in one sentence: which hold, and so for every other verdict."""
+    """What we now know of some claims, in one sentence: how many hold and which, and so for every other verdict."""
     trained = rows[rows.verdict != "not trained yet"]
     if trained.empty:
         return "What we now know: nothing yet. No variant of this question is trained."
     claims = trained.variant.value_counts()
     names = [row.variant + (f" ({row.measure})" if claims[row.variant] > 1 else "") for row in trained.itertuples()]
-    groups = trained.assign(name=names).groupby("verdict").name.agg(", ".join)
-    parts = [f"{verdict}: {groups[verdict]}" for verdict in VERDICTS if verdict in groups]
+    parts = []
+    for verdict in VERDICTS:
+        group = [name for name, own in zip(names, trained.verdict, strict=True) if own == verdict]
+        verb = "hold" if verdict == "holds" and len(group) > 1 else verdict
+        parts += [f"{len(group)} {verb}: {', '.join(group)}"] if group else []
     few = f" A verdict takes {SEEDS} seeds." if trained.seeds.between(1, SEEDS - 1).any() else ""
     return f"What we now know: of {len(trained)} claim{'s' * (len(trained) > 1)}, {'; '.join(parts)}.{few}"
 
