@@ -48,7 +48,7 @@ def test_the_embedded_model_is_found_from_any_folder(folder, monkeypatch, tmp_pa
 
 def test_the_embedded_model_missing_says_how_to_make_it(monkeypatch, tmp_path):
     monkeypatch.setitem(load.KNOWN, "toy", (tmp_path / "none", {}))
-    with pytest.raises(FileNotFoundError, match=r"python data/toy/train.py"):
+    with pytest.raises(FileNotFoundError, match=r"python -m training klein"):
         mu.load("toy")
 
 

@@ -6,23 +6,31 @@
     torchrun --nproc-per-node 2 -m training klein --world toy --steps 2400 --warm    # from the published weights
     python -m training clip --world emoji --steps 3600           # evaluator: what a picture shows, word by word
     python -m training segmenter --world emoji --steps 3000      # evaluator: subject, companion and shadow
+    python -m training evaluate --world emoji                    # what they achieve, for the card
+    python -m training prompts                                   # ToyWorld's prompt sets
     python -m training sprites --folder FOLDER                   # EmojiWorld's drawings
+    python -m training origins --help                            # the small trainings of notebook 05
 
 Two processes with a thread each train 1.5 times as fast as one with two threads. A stage's state lies in the folder
 MASSACT_TRAINING, by default runs/<world>, its result in published/ under it.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 
 def main() -> None:
     """One stage of one world's training."""
+    if sys.argv[1:2] == ["origins"]:
+        from .origins import train
+
+        return train.main(sys.argv[2:])
     parser = argparse.ArgumentParser(
         prog="python -m training", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    add("stage", choices=("sprites", "vae", "renders", "klein", "clip", "segmenter"))
+    add("stage", choices=("vae", "renders", "klein", "clip", "segmenter", "evaluate", "prompts", "sprites", "origins"))
     add("--world", choices=("toy", "emoji"), default="toy")
     add("--steps", type=int, help="planned steps of the stage over all its runs; of renders, scenes at full size")
     add("--seed", type=int, default=0, help="of klein: another training, whose channels alone are recorded")
@@ -33,6 +41,14 @@ def main() -> None:
         from . import sprites
 
         return sprites.make(args.folder)
+    if args.stage == "prompts":
+        from . import prompts
+
+        return prompts.make()
+    if args.stage == "evaluate":
+        from . import evaluate
+
+        return evaluate.make(args.world)
     from . import evaluators, klein, loop, renders
 
     embedded = renders.EMBEDDED[args.world]

@@ -1,15 +1,14 @@
-"""Measure the embedded model and its evaluators; writes metrics.json, the contact sheets and the card's tables.
+"""Measure an embedded model and its evaluators; writes metrics.json, the contact sheets and the card's tables.
 
-    python -m training.evaluate
-
-Prompts: 256 captions of the "test" split (in no training set) and 256 with a held-out shape-colour pair. The words of a
-generated image are read by the ToyWorld CLIP, whose own accuracy on fresh renders stands beside every figure. Shape and
-light are read a second time, off the pixels (pixels.py), and the companion there alone.
+Prompts: 256 captions of the "test" split (in no training set) and 256 with a held-out pair. The words of a generated
+image are read by the world's CLIP, whose own accuracy on fresh renders stands beside every figure, and some a second
+time, or alone, by pixels.
 """
 
 import json
-import os
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,95 +19,131 @@ from tqdm import tqdm
 
 import massact_utils as mu
 from massact_utils.measures import evaluators
-from massact_utils.worlds import toyworld
 
-from . import pixels
+from . import drawings, pixels
+from .renders import EMBEDDED, PARTS, Embedded
 
-HERE = mu.places.data("toy")
-N, SEED, K = int(os.environ.get("MASSACT_EVALUATE") or 256), 10**9, 12  # no training stage renders with this seed
-GOALS = {"shape": 0.90, "colour": 0.95, "ground": 0.95, "pattern": 0.95, "style": 0.95, "size": 0.90, "place": 0.90}
-GOALS |= {"light": 0.90, "companion": 0.80}
-PARTS = ("subject", "companion", "shadow")
+SEED, K, GOAL_HELD_OUT = 10**9, 12, 0.80  # no training stage renders with this seed
+SPLITS = {"test": "test captions", "held-out": "held-out pairs"}
+GOALS = dict.fromkeys(("ground", "pattern", "style"), 0.95) | dict.fromkeys(("size", "place", "light"), 0.90)
 
 
-def right(images, scenes, by_pixels) -> pd.DataFrame:
-    """Which words the CLIP and the pixels read as the scenes say: 1, 0, or nan where a scene leaves the word open."""
-    read, said = evaluators.read_attributes(images), pd.DataFrame(map(vars, scenes))
-    table = pd.DataFrame({name: read[name] == said[name] for name in GOALS if name != "companion"})
-    table["companion"] = by_pixels.companion == said.companion
-    for name in ("shape", "light"):
-        table[f"{name}, by pixels"] = by_pixels[name] == said[name]
-    named = pd.DataFrame({name: said[name.partition(",")[0]].notna() for name in table})
-    same = {name: (read[name] == by_pixels[name]).astype(float) for name in ("shape", "light")}
-    agree = {f"agree on {name}": same[name].where(said[name].notna()) for name in same}
-    agree["agree on light left open"] = same["light"].where(said["light"].isna())
-    return table.astype(float).where(named).assign(**agree)
+class Reading(NamedTuple):
+    """How a world's pictures are read, and what is asked of its model.
+
+    - subject: the attribute whose held-out pairs no training saw; goals: attribute -> share that has to be right
+    - by_pixels: (images, scenes) -> a table of words that is read without any trained evaluator, a row an image
+    - by_pixels_alone: attributes that the CLIP is not asked for
+    """
+
+    subject: str
+    goals: dict
+    by_pixels: Callable
+    by_pixels_alone: tuple = ()
 
 
-def on_renders(split: str) -> dict:
-    """The evaluators on fresh renders: accuracy per attribute (by pixels on a quarter), and the segmenter's IoU."""
-    scenes = toyworld.sample(4 * N, seed=SEED, split=split)
-    images, masks, drawn = toyworld.render(scenes, seed=SEED)
-    found = evaluators.segment(images)
-    figures = right(images[:N], drawn[:N], read_pixels(images[:N], drawn[:N])).mean().to_dict()
-    read, said = evaluators.read_attributes(images), pd.DataFrame(map(vars, drawn))
-    figures |= {name: (read[name] == said[name]).mean() for name in GOALS if name in read}
-    for name, mask in masks.items():
-        both, either = (found[name] & mask).sum((1, 2)), (found[name] | mask).sum((1, 2))
-        figures[f"IoU of the {name}"] = (both / either.clip(1))[mask.any((1, 2))].mean()
-        figures[f"IoU of the {name}, over all pixels"] = both.sum() / either.sum()
-    return {name: round(float(value), 4) for name, value in figures.items() if not np.isnan(value)}
-
-
-def read_pixels(images, scenes) -> pd.DataFrame:
-    """Shape, light and companion by pixels, one row an image."""
+def toy_pixels(images, scenes) -> pd.DataFrame:
+    """Shape, light and companion of ToyWorld's pictures."""
     read = delayed(pixels.read)
     return pd.DataFrame(Parallel(n_jobs=-1)(read(np.asarray(i), s) for i, s in zip(images, scenes, strict=True)))
 
 
-def on_generated(pipe, split: str) -> tuple[dict, list, pd.DataFrame]:
-    """The model on N captions of a split: accuracy per attribute by CLIP and pixels, the images, and what was right."""
-    scenes = toyworld.sample(N, seed=SEED, split=split)
-    captions, images = [toyworld.caption(s) for s in scenes], []
-    for i in tqdm(range(0, N, 32), desc=split):
-        images += mu.generate(pipe, captions[i : i + 32], seeds=list(range(i, min(N, i + 32))))
-    table = right(images, scenes, read_pixels(images, scenes))
-    figures = table.mean().to_dict() | {"all that is named": table[list(GOALS)].min(axis=1).mean()}
+def emoji_pixels(images, scenes) -> pd.DataFrame:
+    """Thing and artist of EmojiWorld's pictures."""
+    return drawings.read(images)[["thing", "style"]]
+
+
+READINGS = {
+    "toy": Reading("shape", {"shape": 0.9, "colour": 0.95} | GOALS | {"companion": 0.8}, toy_pixels, ("companion",)),
+    "emoji": Reading("thing", {"thing": 0.9} | GOALS | {"companion": 0.8}, emoji_pixels),
+}
+
+
+def read_words(embedded: Embedded, images) -> pd.DataFrame:
+    """The words that the world's CLIP reads off images, by zero-shot prompts: a row an image, a column an attribute."""
+    reading, clip = READINGS[embedded.name], str(embedded.published / "clip")
+    seen, table = evaluators.image_features(images, evaluator=clip), {}
+    for name in [name for name in reading.goals if name not in reading.by_pixels_alone]:
+        words = embedded.words[name]
+        asked = evaluators.text_features([embedded.question(name, word) for word in words], evaluator=clip)
+        table[name] = [words[i] for i in (seen @ asked.T).argmax(1).tolist()]
+    return pd.DataFrame(table)
+
+
+def right(embedded: Embedded, images, scenes) -> pd.DataFrame:
+    """Which words are read as the scenes say, by CLIP and by pixels: 1, 0, or nan where a scene leaves the word open.
+
+    "agree on ..." says where both read the same.
+    """
+    reading, asked, by_clip = READINGS[embedded.name], pd.DataFrame(map(vars, scenes)), read_words(embedded, images)
+    by_pixels, table = reading.by_pixels(images, scenes), {}
+    for name in reading.goals:
+        named, pixels_alone = asked[name].notna(), name in reading.by_pixels_alone
+        answers = {name: (by_pixels if pixels_alone else by_clip)[name] == asked[name]}
+        if name in by_pixels and not pixels_alone:
+            answers[f"{name}, by pixels"] = by_pixels[name] == asked[name]
+            answers[f"agree on {name}"] = by_pixels[name] == by_clip[name]
+        table |= {title: answer.astype(float).where(named) for title, answer in answers.items()}
+    return pd.DataFrame(table)
+
+
+def on_renders(embedded: Embedded, split: str, n: int) -> dict:
+    """The evaluators on n fresh renders: accuracy of each attribute, and the segmenter's IoU."""
+    scenes = embedded.world.sample(n, seed=SEED, split=split)
+    images, masks, drawn = embedded.world.render(scenes, seed=SEED)
+    predicted = evaluators.segment(images, model=str(embedded.published / "segmenter"))
+    figures = right(embedded, images, drawn).mean().to_dict()
+    for name in PARTS:
+        mask = masks[name] >= 0.5
+        both, either = (predicted[name] & mask).sum((1, 2)), (predicted[name] | mask).sum((1, 2))
+        figures[f"IoU of the {name}"] = (both / either.clip(1))[mask.any((1, 2))].mean()
+        figures[f"IoU of the {name}, over all pixels"] = both.sum() / either.sum()
+    return {name: round(float(value), 4) for name, value in figures.items()}
+
+
+def on_generated(pipe, embedded: Embedded, split: str, n: int) -> tuple[dict, list, pd.DataFrame]:
+    """The model on n captions of a split: accuracy of each attribute, the images, and what was right."""
+    scenes, images = embedded.world.sample(n, seed=SEED, split=split), []
+    captions = [embedded.world.caption(scene) for scene in scenes]
+    for i in tqdm(range(0, n, 32), desc=split):
+        images += mu.generate(pipe, captions[i : i + 32], seeds=list(range(i, min(n, i + 32))))
+    table = right(embedded, images, scenes)
+    figures = table.mean().to_dict()
+    figures["all that is named"] = table[list(READINGS[embedded.name].goals)].min(axis=1).mean()
     return {name: round(float(value), 4) for name, value in figures.items()}, images, table
 
 
-def reconstruction(pipe) -> float:
-    """Mean PSNR in dB of the autoencoder over 256 fresh renders."""
-    images = toyworld.render(toyworld.sample(256, seed=SEED, split="test"), seed=SEED)[0]
+@torch.no_grad()
+def reconstruction(pipe, embedded: Embedded, n: int) -> float:
+    """Mean PSNR in dB of the autoencoder over fresh renders."""
+    images = embedded.world.render(embedded.world.sample(n, seed=SEED, split="test"), seed=SEED)[0]
     x = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
-    with torch.no_grad():
-        decoded = torch.cat([pipe.vae.decode(pipe.vae.encode(part).latent_dist.mode()).sample for part in x.split(32)])
+    decoded = torch.cat([pipe.vae.decode(pipe.vae.encode(part).latent_dist.mode()).sample for part in x.split(32)])
     return round((-10 * torch.log10(((decoded.clamp(-1, 1) - x) / 2).square().mean((1, 2, 3)))).mean().item(), 2)
 
 
-def anatomy(pipe) -> pd.DataFrame:
-    """Of every layer on fresh noised renders: largest over median channel, and the share of energy in the top 12."""
-    scenes = toyworld.sample(32, seed=SEED, split="test")
-    stats = mu.ChannelStats()
-    images = [Image.fromarray(image) for image in toyworld.render(scenes, seed=SEED)[0]]
-    mu.noised_source(pipe, images, stats, prompt=[toyworld.caption(s) for s in scenes], seed=SEED)
+def anatomy(pipe, embedded: Embedded) -> pd.DataFrame:
+    """Of every layer on 32 fresh noised renders: largest over median channel, and the share of energy in the top 12."""
+    scenes, stats = embedded.world.sample(32, seed=SEED, split="test"), mu.ChannelStats()
+    images = [Image.fromarray(image) for image in embedded.world.render(scenes, seed=SEED)[0]]
+    captions = [embedded.world.caption(scene) for scene in scenes]
+    mu.noised_source(pipe, images, stats, prompt=captions, seed=SEED)
     data = stats.dataset().mean(("image", "step"))
     top = mu.select_channels(data.mean_abs, K)
     energy = (data.mean_sq.where((data.channel == top).any("rank"), 0) / data.mean_sq.sum("channel")).sum("channel")
     table = pd.DataFrame({"largest over median": data.mean_abs.max("channel") / data.mean_abs.median("channel")})
-    return table.assign(**{f"energy in the top {K}": energy.values, "largest channel": top.isel(rank=0).values}).round(
-        3
-    )
+    table[f"energy in the top {K}"] = energy.values
+    return table.assign(**{"largest channel": top.isel(rank=0).values}).round(3)
 
 
-def known_by_caption(n: int = 60, renders: int = 25) -> float:
+def known_by_caption(embedded: Embedded, n: int = 60, renders: int = 25) -> float:
     """mIoU with the subject's mask of the caption alone: the mean mask of its other renders, over one half."""
-    known = []
-    for i, scene in enumerate(toyworld.sample(n, seed=SEED, split="test")):
-        masks = toyworld.render([scene] * renders, seed=SEED + i, size=48)[1]["subject"]
-        guess = masks[1:].mean(0) >= min(0.5, masks[1:].mean(0).max())
-        known.append((guess & masks[0]).sum() / (guess | masks[0]).sum())
-    return round(float(np.mean(known)), 4)
+    overlaps = []
+    for i, scene in enumerate(embedded.world.sample(n, seed=SEED, split="test")):
+        masks = embedded.world.render([scene] * renders, seed=SEED + i, size=48)[1]["subject"] >= 0.5
+        mean = masks[1:].mean(0)
+        overlaps.append(mu.iou(mean >= min(0.5, mean.max()), masks[0]))
+    return round(float(np.mean(overlaps)), 4)
 
 
 def sheet(images, columns: int = 12) -> Image.Image:
@@ -119,65 +154,56 @@ def sheet(images, columns: int = 12) -> Image.Image:
     return picture.resize((picture.width * 4 // 3, picture.height * 4 // 3), Image.Resampling.LANCZOS)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A table of numbers in Markdown; what is missing stays empty."""
-    cells = table.reset_index().astype(object).where(table.reset_index().notna(), "")
-    rows = [[f"{x:.3f}" if isinstance(x, float) else str(x) for x in row] for row in cells.values.tolist()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [[*map(str, cells.columns)], ["---"] * cells.shape[1], *rows])
-
-
-def quality(figures: dict) -> pd.DataFrame:
-    """The card's table of accuracies."""
-    names = [*GOALS, "shape, by pixels", "light, by pixels", "all that is named"]
-    columns = {"goal": GOALS}
+def card(embedded: Embedded, figures: dict) -> str:
+    """The tables and sentences of the model card."""
+    columns = {"goal": READINGS[embedded.name].goals}
     for title, part in (("generated", figures["generated"]), ("evaluator on fresh renders", figures["renders"])):
-        columns |= {
-            f"{title}, {split}": part[key] for key, split in (("test", "test captions"), ("held-out", "held-out pairs"))
-        }
-    return pd.DataFrame(columns, index=pd.Index(names, name="attribute"))
-
-
-def main():
-    started, pipe = time.monotonic(), mu.load("toy")
-    generated = {split: on_generated(pipe, split) for split in ("test", "held-out")}
-    figures = {
-        "prompts": N,
-        "call": {k: v for k, v in mu.models.KNOWN["toy"][1].items() if k in ("num_inference_steps", "guidance_scale")},
-        "generated": {split: scores for split, (scores, *_) in generated.items()},
-        "renders": {split: on_renders(split) for split in ("test", "held-out")},
-        "autoencoder PSNR dB": reconstruction(pipe),
-        "mIoU of the caption alone": known_by_caption(),
-        "anatomy": anatomy(pipe).to_dict("list"),
-        "goals": GOALS | {"shape of held-out pairs": 0.80},
-    }
-    met = {name: figures["generated"]["test"][name] >= goal for name, goal in GOALS.items()}
-    met["shape of held-out pairs"] = figures["generated"]["held-out"]["shape"] >= 0.80
-    figures["goals met"] = met
-    (HERE / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n")
-    drawn = toyworld.render(toyworld.sample(48, seed=SEED, split="test"), seed=SEED)[0]
-    sheet(drawn).save(HERE / "renders.webp", quality=88)
-    sheet(generated["test"][1][:72]).save(HERE / "contact_sheet.webp", quality=88)
-    sheet(generated["held-out"][1][:24]).save(HERE / "contact_sheet_held_out.webp", quality=88)
-    worst = generated["test"][2].sort_values(["shape, by pixels", "shape", "companion"], kind="stable").index[:24]
-    sheet([generated["test"][1][i] for i in worst]).save(HERE / "contact_sheet_worst.webp", quality=88)
-    card, renders = HERE / "README.md", figures["renders"]
-    before, rest = card.read_text().split("<!-- figures -->\n")[:2]
-    seen, test = renders["test"], figures["generated"]["test"]
-    iou = {p: [seen[f"IoU of the {p}{of}"] for of in ("", ", over all pixels")] for p in PARTS}
-    ious = "; ".join(f"{part} {mean:.3f} ({pooled:.3f})" for part, (mean, pooled) in iou.items())
-    body = f"{markdown(quality(figures))}\n\nCLIP and pixels agree on {test['agree on shape']:.2f} of the shapes and "
-    body += f"{test['agree on light']:.2f} of the lights that a caption names, and on "
-    body += f"{test['agree on light left open']:.2f} of the lights that it leaves open.\n"
-    body += f"Autoencoder: {figures['autoencoder PSNR dB']} dB PSNR over 256 fresh renders. "
-    body += f"Segmenter on fresh renders, mean IoU of images (over all pixels): {ious}.\n\n"
-    body += f"{markdown(pd.DataFrame(figures['anatomy']).rename_axis('layer'))}\n\n"
-    body += f"A caption alone gives a mask of the subject of mIoU {figures['mIoU of the caption alone']:.2f}.\n"
-    card.write_text(
-        f"{before}<!-- figures -->\n{body}<!-- end of figures -->{rest.split('<!-- end of figures -->')[1]}"
+        columns |= {f"{title}, {words}": part[split] for split, words in SPLITS.items()}
+    table = pd.DataFrame(columns)
+    shown = ~table.index.str.startswith(("agree", "IoU"))
+    renders, test = figures["renders"]["test"], figures["generated"]["test"]
+    agree = [f"{value:.2f} of {name[9:]}" for name, value in test.items() if name.startswith("agree on")]
+    ious = [f"{p} {renders[f'IoU of the {p}']:.3f} ({renders[f'IoU of the {p}, over all pixels']:.3f})" for p in PARTS]
+    layers = pd.DataFrame(figures["anatomy"]).rename_axis("layer")
+    return (
+        f"{table[shown].rename_axis('attribute').to_markdown(floatfmt='.3f', missingval='')}\n\n"
+        f"CLIP and pixels agree where a caption names a word: {', '.join(agree)}.\n"
+        f"Autoencoder: {figures['autoencoder PSNR dB']} dB PSNR over fresh renders. Segmenter on fresh renders, mean "
+        f"IoU of images (over all pixels): {'; '.join(ious)}.\n\n{layers.to_markdown(floatfmt='.3f')}\n\n"
+        f"A caption alone gives a mask of the subject of mIoU {figures['mIoU of the caption alone']:.2f}.\n"
     )
-    print(markdown(quality(figures)))
-    print(f"goals met: {met}; {time.monotonic() - started:.0f} s; figures in data/toy/metrics.json")
 
 
-if __name__ == "__main__":
-    main()
+def make(world: str = "toy", n: int = 256) -> None:
+    """Measure a world's model and evaluators, and write what its folder of data says of them."""
+    embedded, reading, started = EMBEDDED[world], READINGS[world], time.monotonic()
+    pipe = mu.load(world)
+    generated = {split: on_generated(pipe, embedded, split, n) for split in SPLITS}
+    call = mu.models.KNOWN[world][1]
+    figures = {
+        "prompts": n,
+        "call": {name: call[name] for name in ("num_inference_steps", "guidance_scale")},
+        "generated": {split: scores for split, (scores, *_) in generated.items()},
+        "renders": {split: on_renders(embedded, split, n) for split in SPLITS},
+        "autoencoder PSNR dB": reconstruction(pipe, embedded, n),
+        "mIoU of the caption alone": known_by_caption(embedded),
+        "anatomy": anatomy(pipe, embedded).to_dict("list"),
+        "goals": reading.goals | {f"{reading.subject} of held-out pairs": GOAL_HELD_OUT},
+    }
+    scores = figures["generated"]["test"] | {
+        f"{reading.subject} of held-out pairs": figures["generated"]["held-out"][reading.subject]
+    }
+    figures["goals met"] = {name: scores[name] >= goal for name, goal in figures["goals"].items()}
+    folder = embedded.published
+    (folder / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (_, images, table), (_, held_out, _) = generated["test"], generated["held-out"]
+    worst = table.sort_values([f"{reading.subject}, by pixels", reading.subject, "companion"], kind="stable").index[:24]
+    drawn = embedded.world.render(embedded.world.sample(48, seed=SEED, split="test"), seed=SEED)[0]
+    sheets = {"renders": drawn, "contact_sheet": images[:72], "contact_sheet_held_out": held_out[:24]}
+    for name, pictures in (sheets | {"contact_sheet_worst": [images[i] for i in worst]}).items():
+        sheet(pictures).save(folder / f"{name}.webp", quality=88)
+    before, rest = (folder / "README.md").read_text().split("<!-- figures -->\n")
+    rest = rest.split("<!-- end of figures -->")[1]
+    body = card(embedded, figures)
+    (folder / "README.md").write_text(f"{before}<!-- figures -->\n{body}<!-- end of figures -->{rest}")
+    print(f"{body}goals met: {figures['goals met']}; {time.monotonic() - started:.0f} s")

@@ -1,4 +1,4 @@
-"""Write the ToyWorld prompt sets into data/prompts: python -m training.prompts
+"""Write the ToyWorld prompt sets into data/prompts.
 
 toyworld.txt are captions of the test split, drawn at random. toyworld-pairs.csv are pairs of them for transport. Source
 and target of a pair differ in ground, pattern, place, light and style, so that neither returning the source nor pasting
@@ -13,7 +13,7 @@ import pandas as pd
 from massact_utils import places
 from massact_utils.worlds.toyworld import ATTRIBUTES, Scene, caption, sample, split_of
 
-HERE = places.data("prompts")
+FOLDER = places.data("prompts")
 KINDS = {"shape": ("shape",), "colour": ("colour",), "both": ("shape", "colour")}
 ALWAYS = ("ground", "pattern", "place", "light", "style")  # in these source and target differ
 
@@ -45,6 +45,7 @@ def pairs(tune: int = 8, report: int = 32, seed: int = 0) -> str:
     return pd.DataFrame(rows, columns=["source", "target", "kind", "split"]).to_csv(index=False, lineterminator="\n")
 
 
-if __name__ == "__main__":
-    (HERE / "toyworld.txt").write_text(captions())
-    (HERE / "toyworld-pairs.csv").write_text(pairs())
+def make() -> None:
+    """Write both sets."""
+    (FOLDER / "toyworld.txt").write_text(captions())
+    (FOLDER / "toyworld-pairs.csv").write_text(pairs())

@@ -196,13 +196,13 @@ def by_topic(right: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({topic: right[words].mean(axis=1) for topic, words in TOPICS.items()})
 
 
-def segment(images, *, device=None) -> dict[str, np.ndarray]:
-    """The masks of subject, companion and shadow in each image by the ToyWorld segmenter: name -> (B, H, W) bool, at
-    the images' own size; no two of them meet.
+def segment(images, *, model="toy", device=None) -> dict[str, np.ndarray]:
+    """The masks of subject, companion and shadow in each image by an embedded world's segmenter, "toy" or its folder:
+    name -> (B, H, W) bool, at the images' own size; no two of them meet.
 
     Raises ValueError for no images and for images of several sizes.
     """
-    network, processor = segmenter("toy", default_device(device))
+    network, processor = segmenter(model, default_device(device))
     classes = _classes(images, network, processor, BATCH)
     return {name: classes == i for i, name in network.config.id2label.items() if name != "background"}
 

@@ -119,7 +119,7 @@ def _resolve(name: str) -> Path | str:
     where = KNOWN.get(name, (name,))[0]
     folder = Path(where).expanduser()
     if name == "toy" and not folder.exists():
-        raise FileNotFoundError(f"the embedded model is not there ({folder}); make it with: python data/toy/train.py")
+        raise FileNotFoundError(f"the embedded model is not there ({folder}); make it with: python -m training klein")
     if folder.is_dir():
         if not (folder / "model_index.json").is_file() and (folder / "modular_model_index.json").is_file():
             raise FileNotFoundError(f"{name!r} {MODULAR}")

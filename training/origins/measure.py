@@ -11,7 +11,7 @@ import massact_utils as mu
 from massact_utils.measures import masks
 from massact_utils.probes import levels
 
-from ..device import DEVICE
+from ..loop import DEVICE
 from .changes import permutation
 from .networks import GRID, ONE_PROJECTION, modulated
 

@@ -15,7 +15,7 @@ from massact_utils.models import latents
 from massact_utils.places import whole
 from massact_utils.worlds import toyworld
 
-from ..device import DEVICE
+from ..loop import DEVICE
 from .networks import GRID
 
 

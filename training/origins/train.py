@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 import massact_utils as mu
 from massact_utils.places import whole
 
-from ..device import DEVICE, autocast
+from ..loop import DEVICE, autocast
 from .changes import permute_gates
 from .measure import SIGMAS, Course, measure
 from .networks import GRID, Net
