@@ -2,8 +2,7 @@
 
 The loop is channel statistics of every block and step. In one pass over the prompts the time inside `Run` (claiming a
 batch, writing its part) is told apart from the time of the loop's own work. The sweep executes the same loop as a
-notebook: in one process, then in shards on one and on two local Dask workers, each with its share of the cores. Writes
-its table into README.md.
+notebook, in one process and in two that share the cores. Writes its table into README.md.
 """
 
 import argparse
@@ -80,10 +79,8 @@ def main():
         ]
         one = swept(folder, n, steps)
         rows.append(("sweep, one process", one, f"{one - own - inside:+.0f} s: two interpreters, model, HTML"))
-        first = swept(folder, n, steps, "--shards", "2", "--workers", "1")
-        second = swept(folder, n, steps, "--shards", "2", "--workers", "2")
-        rows.append(("sweep, 2 shards, 1 Dask worker", first, "the final pass included"))
-        rows.append(("sweep, 2 shards, 2 Dask workers", second, f"{first / second:.2f} times as fast as 1"))
+        first = swept(folder, n, steps, "--workers", "2")
+        rows.append(("sweep, two processes", first, f"{one / first:.2f} times as fast as one"))
     table = ["| what | seconds | |", "|---|---|---|", *(f"| {what} | {s:.1f} | {note} |" for what, s, note in rows)]
     note = f"{n} prompts in batches of 8, {steps} steps; {page.hardware()}, "
     note += f"{os.cpu_count()} cores, no GPU; torch {torch.__version__}, {torch.get_num_threads()} threads."

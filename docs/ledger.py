@@ -111,7 +111,7 @@ def main(root: Path = ROOT) -> None:
     known, readme = rows(root), root / "README.md"
     for path, text in {readme: filled(readme.read_text(), known), root / "docs" / "ledger.md": page(known)}.items():
         if not path.exists() or path.read_text() != text:
-            with places.whole(path) as beside:
+            with places.atomic_write(path) as beside:
                 beside.write_text(text)
 
 

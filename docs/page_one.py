@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from massact_utils.results import claims, storage
+from massact_utils.results import claims, files
 from massact_utils.show import plots
 
 SHOWN = 4  # the first prompts, and the first pairs
@@ -47,7 +47,7 @@ def disrupted(folder) -> dict:
 def transported(folder) -> dict:
     """Images of the first pairs: source, target, and the target with one part of the source's channels."""
     k = claims.read(folder / "parameters.json")["k"]
-    table = storage.read(folder / "reported.parquet").set_index(["name", "pair"]).png
+    table = files.read(folder / "reported.parquet").set_index(["name", "pair"]).png
     rows = {"source": "source", "target": "target"}
     rows |= {f"target with the level of\nthe source's top {k}": "no mask, level"}
     rows |= {f"target with the pattern of\nthe source's top {k}": "no mask, pattern"}
@@ -58,7 +58,7 @@ def carried(runs):
     """Notebook 04's first figure: three pairs, and what comes along with the top channels and with as many others."""
     folder = results_of(runs, "04_transport")
     k = claims.read(folder / "parameters.json")["k"]
-    table = storage.read(folder / "reported.parquet").set_index(["name", "pair"]).png
+    table = files.read(folder / "reported.parquet").set_index(["name", "pair"]).png
     columns = {"source": "source", "target": "target", f"target with the\nsource's top {k}": "no mask, both"}
     columns |= {"their level\nalone": "no mask, level", "their pattern\nalone": "no mask, pattern"}
     columns |= {f"{k} from outside\nthe top": "outside 0, no mask"}
@@ -85,7 +85,7 @@ def draw(runs):
 
 if __name__ == "__main__":
     runs, out = map(Path, sys.argv[1:])
-    storage.write(out / "page_one.png", draw(runs))
-    storage.write(out / "carried.png", carried(runs))
+    files.write(out / "page_one.png", draw(runs))
+    files.write(out / "carried.png", carried(runs))
     for notebook in sorted({picture.relative_to(runs).parts[0] for picture in runs.rglob("first.png")}):
         shutil.copyfile(results_of(runs, notebook) / "first.png", out / "first" / f"{notebook[:2]}.png")

@@ -35,10 +35,10 @@ def runs() -> Path:
 
 
 @contextmanager
-def whole(path: Path):
-    """Gives a path beside, on which a file is written; it is flushed to the disk and gets its name, or is taken away.
+def atomic_write(path: Path):
+    """A path beside, for writing a file; on exit it is flushed to the disk and renamed, after an error removed.
 
-    The name beside is drawn anew each time, so that no two machines or threads that share the folder meet in it.
+    Its name is drawn at random, so that machines and threads that share the folder do not meet in it.
     """
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.unfinished")
     try:

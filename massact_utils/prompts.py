@@ -1,9 +1,6 @@
-"""Prompts: a bundled set, a file, or a data set of the Hub, read in order and checked line by line."""
+"""Prompts: a bundled set, a file, or a data set of the Hub, read in order; a bad row is an error that names it."""
 
-import csv
 import inspect
-import io
-import json
 import re
 from pathlib import Path, PurePosixPath
 
@@ -16,27 +13,24 @@ from .models.load import check_lengths, defaults
 
 BUNDLED = places.data("prompts")
 COLUMNS = ("prompt", "Prompt", "text", "caption")
-FORMATS = (".txt", ".csv", ".jsonl", ".parquet")
+FORMATS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 def read(source, n: int | None = None, *, pipe=None) -> list[str]:
     """The first n prompts of a source, None for all: a bundled set's name, a file, or a data set of the Hub.
 
-    A .txt holds a prompt a line; .csv, .jsonl and .parquet a column called prompt, Prompt, text or caption. A Hub data
-    set is owner/name, or owner/name/config/split where there are several. With `pipe`, prompts its tokenizer would cut
-    are refused. Raises ValueError or FileNotFoundError naming the file and the line: an unknown name, a wrong column,
-    an empty file or line (seeds go by position, so none is skipped), text that is not UTF-8, fewer than n prompts.
+    A .txt holds a prompt a line; a .csv, .tsv, .json, .jsonl or .parquet a column called prompt, Prompt, text or
+    caption. A Hub data set is owner/name, or owner/name/config/split where there are several. With `pipe`, prompts its
+    tokenizer would cut are refused. Raises ValueError or FileNotFoundError naming the file and the row: an unknown name
+    or format, a wrong column, an empty file or row (seeds go by position, so none is skipped), text that is not UTF-8,
+    fewer than n prompts.
 
     >>> read("toyworld", 1)
     ['a large yellow star at the bottom on a cyan checkered ground in outlined style']
     """
-    prompts = []
-    for where, row in _first(source, n):
-        column = next((name for name in COLUMNS if name in row), None)
-        if column is None:
-            raise ValueError(f"{where}: no column {', '.join(COLUMNS)}; there are: {', '.join(map(str, row))}")
-        prompts.append(_text(where, row, column, pipe))
-    return prompts
+    table = _first(source, n)
+    column = next((name for name in COLUMNS if name in table), None)
+    return _texts(source, table, [column] if column else COLUMNS[:1], pipe)[0]
 
 
 def read_pairs(source, n: int | None = None, *, pipe=None) -> pd.DataFrame:
@@ -45,40 +39,35 @@ def read_pairs(source, n: int | None = None, *, pipe=None) -> pd.DataFrame:
     Sources and errors are those of `read`, with columns source and target. In the bundled sets `split` says which
     are to tune on: every other one of the everyday pairs, the first 24 of ToyWorld's.
     """
-    pairs = []
-    for where, row in _first(source, n):
-        missing = [name for name in ("source", "target") if name not in row]
-        if missing:
-            raise ValueError(f"{where}: no column {', '.join(missing)}; there are: {', '.join(map(str, row))}")
-        pair = {name: _text(where, row, name, pipe) for name in ("source", "target")}
-        pairs.append(pair | {"kind": row.get("kind") or ""} | ({"split": row["split"]} if "split" in row else {}))
-    return pd.DataFrame(pairs)
+    table = _first(source, n)
+    columns = dict(zip(("source", "target"), _texts(source, table, ("source", "target"), pipe), strict=True))
+    columns["kind"] = table["kind"].fillna("").tolist() if "kind" in table else ""
+    return pd.DataFrame(columns | ({"split": table["split"].tolist()} if "split" in table else {}))
 
 
-def _first(source, n: int | None) -> list[tuple[str, dict]]:
-    """The first n rows, each with the words that say where it stands."""
+def _first(source, n: int | None) -> pd.DataFrame:
+    """The first n rows, each file's after the other's."""
     if n is not None and n < 1:
         raise ValueError(f"{n} prompts of {str(source)!r}; ask for at least one")
-    rows = [row for file in _files(str(source)) for row in _rows(file)]
-    if n is not None and n > len(rows):
-        raise ValueError(f"{n} prompts asked of {str(source)!r}, which holds {len(rows)}")
-    return rows[:n]
+    table = pd.concat([_table(file) for file in _files(str(source))], ignore_index=True)
+    if n is not None and n > len(table):
+        raise ValueError(f"{n} prompts asked of {str(source)!r}, which holds {len(table)}")
+    return table[:n]
 
 
 def _files(source: str) -> list[Path]:
     """The files behind a source."""
-    known = sorted(path.stem for path in BUNDLED.iterdir() if path.suffix in FORMATS)
-    if source in known:
-        return [path for path in BUNDLED.glob(f"{source}.*") if path.suffix in FORMATS]
+    paths = sorted(BUNDLED.iterdir(), key=lambda path: path.stem)
+    bundled = {path.stem: path for path in paths if path.suffix in FORMATS}
     path = Path(source).expanduser()
-    if path.is_file():
-        return [path]
-    if path.suffix in FORMATS:
+    if source in bundled or path.is_file():
+        return [bundled.get(source, path)]
+    if path.suffix.lower() in FORMATS:
         raise FileNotFoundError(f"prompts {source!r}: no such file")
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(/[\w./-]+)?", source):
         return _from_hub(source)
     raise ValueError(
-        f"prompts {source!r} is no bundled set ({', '.join(known)}), no file ({', '.join(FORMATS)}) and no data set of "
+        f"prompts {source!r} is no bundled set ({', '.join(bundled)}), no file ({', '.join(FORMATS)}) and no data set of "
         "the Hub (owner/name)"
     )
 
@@ -89,88 +78,69 @@ def _from_hub(source: str) -> list[Path]:
     api, problem = HfApi(), None
     for revision in ("refs/convert/parquet", None):
         try:
-            found = api.list_repo_files(name, repo_type="dataset", revision=revision)
+            files = api.list_repo_files(name, repo_type="dataset", revision=revision)
         except (HfHubHTTPError, OSError) as error:
             problem = problem or error
             continue
-        found = sorted(file for file in found if PurePosixPath(file).suffix in FORMATS and file.startswith(under))
-        splits = sorted({str(PurePosixPath(file).parent) for file in found})
+        files = sorted(file for file in files if PurePosixPath(file).suffix in FORMATS and file.startswith(under))
+        splits = sorted({str(PurePosixPath(file).parent) for file in files})
         if len(splits) > 1:
             raise ValueError(
                 f"data set {name!r} has several parts; name one: {', '.join(f'{name}/{s}' for s in splits)}"
             )
-        if found:
+        if files:
             options = dict(repo_type="dataset", revision=revision)
-            return [Path(hf_hub_download(name, file, **options)) for file in found]
+            return [Path(hf_hub_download(name, file, **options)) for file in files]
     raise ValueError(
         f"data set {source!r} holds no {', '.join(FORMATS)} the Hub hands over ({problem or 'none there'})"
     )
 
 
-def _rows(path: Path) -> list[tuple[str, dict]]:
-    """The rows of a file as dicts, each with "file, line 3"."""
-    if path.suffix == ".parquet":
-        table = pd.read_parquet(path)
-        rows = [(i, row) for i, row in enumerate(table.to_dict("records"), 1)]
-    else:
-        rows = list(_READERS.get(path.suffix, _plain)(path, _decoded(path)))
-    if not rows:
+def _table(path: Path) -> pd.DataFrame:
+    """The rows of a file."""
+    kind = path.suffix.lower()
+    words = dict(encoding="utf-8-sig")
+    try:
+        if kind == ".parquet":
+            table = pd.read_parquet(path)
+        elif kind in (".csv", ".tsv"):
+            how = dict(sep="\t" if kind == ".tsv" else ",", dtype=str, keep_default_na=False, skip_blank_lines=False)
+            table = pd.read_csv(path, index_col=False, **how, **words)
+        elif kind in (".json", ".jsonl"):
+            table = pd.read_json(path, lines=kind == ".jsonl", dtype=False, convert_dates=False, **words)
+        elif kind in (".txt", ""):
+            text = path.read_text(**words).rstrip()  # universal newlines
+            table = pd.DataFrame({"prompt": text.split("\n") if text else []})
+        else:
+            raise ValueError(f"{kind} is no format of prompts; save it as one of {', '.join(FORMATS)}")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path.name}: not UTF-8; save the file as UTF-8") from None
+    except (ValueError, AttributeError) as error:  # pandas' errors of parsing are ValueErrors
+        empty = not path.read_bytes().strip()
+        raise ValueError(f"{path.name} is empty" if empty else f"{path.name} does not read: {error}") from error
+    if table.empty:
         raise ValueError(f"{path.name} is empty; it has to hold at least one prompt")
-    return [(f"{path.name}, {'row' if path.suffix == '.parquet' else 'line'} {line}", row) for line, row in rows]
+    return table
 
 
-def _decoded(path: Path) -> str:
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path.name}, line {line}: not UTF-8; save the file as UTF-8") from None
-
-
-def _lines(text: str):
-    return enumerate(text.rstrip().split("\n"), 1) if text.strip() else []
-
-
-def _plain(path: Path, text: str):
-    for line, prompt in _lines(text):
-        yield line, {"prompt": prompt}
-
-
-def _csv(path: Path, text: str):
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise csv.Error(f"{len(reader.fieldnames)} columns in the first line, and not as many here")
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise ValueError(f"{path.name}, line {reader.reader.line_num}: {error}") from None
-
-
-def _jsonl(path: Path, text: str):
-    for line, words in _lines(text):
-        try:
-            row = json.loads(words)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path.name}, line {line}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise ValueError(f'{path.name}, line {line}: not an object, as in {{"prompt": "a red star"}}')
-        yield line, row
-
-
-_READERS = {".csv": _csv, ".jsonl": _jsonl}
-
-
-def _text(where: str, row: dict, column: str, pipe) -> str:
-    text = row[column]
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{where}: {column} is {text!r}; every line needs some words")
+def _texts(source, table: pd.DataFrame, columns, pipe) -> list[list[str]]:
+    """The words of some columns, each checked. A row's number counts the first below a header as 1."""
+    missing = [name for name in columns if name not in table]
+    if missing:
+        wanted = ", ".join(COLUMNS if missing == ["prompt"] else missing)
+        raise ValueError(f"{source}: no column {wanted}; there are: {', '.join(map(str, table.columns))}")
+    limit = None
     if pipe is not None:
         default = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
         limit = defaults(pipe).get("max_sequence_length", getattr(default, "default", None))
-        try:
-            check_lengths(pipe, [text], limit)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-    return text.strip()
+    for column in columns:
+        for i, text in enumerate(table[column], 1):
+            where = f"{source}, row {i}"
+            if not isinstance(text, str) or not text.strip() or "\0" in text:
+                raise ValueError(f"{where}: {column} is {text!r}; every row needs some words, in UTF-8")
+            if pipe is not None:
+                try:
+                    check_lengths(pipe, [text], limit)
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}") from None
+    return [[text.strip() for text in table[column]] for column in columns]

@@ -84,7 +84,7 @@ def root(tmp_path, monkeypatch):
         ("training/small/train.py", "100", "200", True),
         ("training/small/figures.py", "red", "blue", False),
         ("massact_utils/results/run.py", "self.seed + j", "self.seed + 2 * j", True),
-        ("massact_utils/results/storage.py", "pd.concat(results,", "pd.concat(results[::-1],", True),
+        ("massact_utils/results/files.py", "pd.concat(results,", "pd.concat(results[::-1],", True),
         ("massact_utils/show/plots.py", "\n", "\nx = 1\n", False),
     ],
 )

@@ -19,7 +19,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import massact_utils as mu
 import tiny
-from massact_utils.results import claims, storage, sweep
+from massact_utils.results import claims, sweep
+from massact_utils.results import files as results_files
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "docs" / "evidence")]
@@ -246,10 +247,10 @@ def test_killed_at_random_moments_it_ends_with_the_same_tables(tmp_path):
 
 
 def test_killed_while_it_keeps_there_is_no_evidence_and_then_there_is(here, monkeypatch):
-    write = storage.write
+    write = results_files.write
     with monkeypatch.context() as killed:
         killed.setattr(
-            storage,
+            results_files,
             "write",
             lambda path, thing: (
                 1 / 0 if path.parts[-1:] == ("claims.json",) and "docs" in path.parts else write(path, thing)

@@ -86,8 +86,12 @@ def write(path, content):
     [
         ("a.txt", "a fox\na cat, asleep\n\n"),
         ("a.txt", "\ufeffa fox\r\na cat, asleep\r\n"),
+        ("a.txt", "a fox\ra cat, asleep\r"),
         ("a.csv", 'id,Prompt\n1,a fox\n2,"a cat, asleep"\n'),
+        ("a.CSV", '\ufeffid,prompt\r\n1,a fox\r\n2,"a cat, asleep"\r\n'),
+        ("a.tsv", "id\tcaption\n1\ta fox\n2\ta cat, asleep\n"),
         ("a.jsonl", '{"text": "a fox"}\n{"text": "a cat, asleep"}\n'),
+        ("a.JSON", '[{"text": "a fox"}, {"text": "a cat, asleep"}]'),
     ],
 )
 def test_files_of_every_format(tmp_path, name, content):
@@ -104,31 +108,30 @@ def test_parquet_and_pairs(tmp_path):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        (
-            "a.csv",
-            "words,id\na fox,1\n",
-            r"a.csv, line 2: no column prompt, Prompt, text, caption; there are: words, id",
-        ),
-        ("a.csv", "prompt,id\na fox,1\na cat\n", r"a.csv, line 3: 2 columns in the first line, and not as many here"),
-        ("a.csv", "prompt,id\na fox,1\n ,2\n", r"a.csv, line 3: prompt is ' '; every line needs some words"),
-        ("a.csv", 'prompt\n"a fox\n', r"a.csv, line 2: unexpected end"),
+        ("a.csv", "words,id\na fox,1\n", r"no column prompt, Prompt, text, caption; there are: words, id"),
+        ("a.csv", "prompt,id\na fox,1\na cat,2,3\n", r"a.csv does not read: .*line 3"),
+        ("a.csv", "prompt,id\na fox,1\n ,2\n", r"a.csv, row 2: prompt is ' '; every row needs some words"),
+        ("a.csv", "prompt,id\na fox,1\n\na cat,2\n", r"a.csv, row 2: prompt is"),
+        ("a.csv", 'prompt\n"a fox\n', r"a.csv does not read: .*EOF inside string"),
         ("a.csv", "prompt\n", r"a.csv is empty"),
         ("a.txt", "", r"a.txt is empty"),
         ("a.txt", " \n\n", r"a.txt is empty"),
-        ("a.txt", "a fox\n\na cat\n", r"a.txt, line 2: prompt is ''; every line needs some words"),
-        ("a.txt", b"a fox\na caf\xe9\n", r"a.txt, line 2: not UTF-8; save the file as UTF-8"),
-        ("a.jsonl", '{"prompt": "a fox"}\n{"prompt": \n', r"a.jsonl, line 2: not JSON"),
-        ("a.jsonl", '{"prompt": "a fox"}\n"a cat"\n', r"a.jsonl, line 2: not an object"),
-        ("a.jsonl", '{"prompt": "a fox"}\n{"prompt": 7}\n', r"a.jsonl, line 2: prompt is 7"),
+        ("a.txt", "a fox\n\na cat\n", r"a.txt, row 2: prompt is ''; every row needs some words"),
+        ("a.txt", b"a fox\na caf\xe9\n", r"a.txt: not UTF-8; save the file as UTF-8"),
+        ("a.txt", "a fox\n".encode("utf-16-le"), r"a.txt, row 1: prompt is .*in UTF-8"),
+        ("a.jsonl", '{"prompt": "a fox"}\n{"prompt": \n', r"a.jsonl does not read"),
+        ("a.json", '{"prompt": \n', r"a.json does not read"),
+        ("a.jsonl", '{"prompt": "a fox"}\n{"prompt": 7}\n', r"a.jsonl, row 2: prompt is 7"),
+        ("a.md", "a fox", r"\.md is no format of prompts; save it as one of \.txt, \.csv"),
     ],
 )
-def test_a_bad_file_is_an_error_with_its_line(tmp_path, name, content, message):
+def test_a_bad_file_is_an_error_that_names_the_row(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=message):
         mu.prompts.read(write(tmp_path / name, content))
 
 
 def test_pairs_name_the_columns_they_miss(tmp_path):
-    with pytest.raises(ValueError, match=r"toyworld.txt, line 1: no column source, target; there are: prompt"):
+    with pytest.raises(ValueError, match=r"toyworld: no column source, target; there are: prompt"):
         mu.prompts.read_pairs("toyworld")
 
 
@@ -157,7 +160,7 @@ def test_a_missing_file_is_no_data_set():
 def test_a_line_too_long_for_the_tokenizer(tmp_path, klein):
     file = write(tmp_path / "a.txt", "a fox\n" + "a fox " * 600)
     assert len(mu.prompts.read(file)) == 2
-    with pytest.raises(ValueError, match=r"a.txt, line 2: .* tokens, over max_sequence_length = 512"):
+    with pytest.raises(ValueError, match=r"a.txt, row 2: .* tokens, over max_sequence_length = 512"):
         mu.prompts.read(file, pipe=klein)
     assert mu.prompts.read(file, 1, pipe=klein) == ["a fox"]
 

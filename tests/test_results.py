@@ -17,7 +17,7 @@ import massact_utils as mu
 from massact_utils.measures import evaluators, statistics, transfer
 from massact_utils.measures import images as measures_of_images
 from massact_utils.measures.masks import coverage
-from massact_utils.results import claims, storage
+from massact_utils.results import claims, files
 from massact_utils.worlds import toyworld
 
 ROOT = Path(__file__).parents[1]
@@ -80,11 +80,11 @@ def test_results_that_are_here_have_the_columns_of_the_guide(stem):
         pytest.skip("no results here; `make test` makes them, and `make notebooks`")
     folder, tables = folders(stem)[-1].parent, columns(SECTIONS[stem])
     found = {
-        str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in storage.SUFFIXES and "parts" not in p.parts
+        str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in files.SUFFIXES and "parts" not in p.parts
     }
     assert found == set(tables)
     for file, (always, toy) in tables.items():
-        table = storage.read(folder / file)
+        table = files.read(folder / file)
         here = set(table.columns if isinstance(table, pd.DataFrame) else table.variables)
         assert always - {"..."} <= here and ("..." in always or here <= always | toy), (file, here ^ (always | toy))
     figures = set(re.findall(r"`(\w+\.png)`", SECTIONS[stem]))

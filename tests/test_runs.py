@@ -1,6 +1,10 @@
 """Run: whole batches, each once; a folder belongs to one set of parameters, one model and one list of prompts."""
 
+import errno
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,12 +19,14 @@ import torch
 import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
+from safetensors.torch import save_file
 
 import massact_utils as mu
 import tiny
 from massact_utils import places
-from massact_utils.results import provenance, storage
-from massact_utils.results.run import part_of
+from massact_utils.models import progress as steps_of
+from massact_utils.results import files, provenance
+from massact_utils.results.progress import Bar
 
 PROMPTS = [f"prompt {i}" for i in range(10)]
 
@@ -43,7 +49,9 @@ def test_every_prompt_once_and_in_order(tmp_path):
     found = run.results()
     assert found["at"].tolist() == list(range(10)) and found["prompt"].tolist() == PROMPTS
     assert found["seed"].tolist() == list(range(100, 110))
-    assert not [path.name for path in run.parts.iterdir() if path.suffix != ".parquet"]  # no locks, nothing unfinished
+    assert not [
+        path.name for path in run.parts.iterdir() if path.suffix not in (".parquet", ".sha256")
+    ]  # no locks, nothing unfinished
 
 
 def test_a_second_run_finds_nothing_pending(tmp_path):
@@ -110,7 +118,7 @@ def test_a_folder_with_other_results_is_refused(tmp_path, change, message):
     fill(mu.Run(tmp_path, {"k": 4, "seed": 0}))
     with pytest.raises(ValueError, match=message):
         change(tmp_path)
-    fill(mu.Run(tmp_path, {"k": 4, "seed": 0, "out_dir": "elsewhere", "shard": "1/1"}))  # these change no result
+    fill(mu.Run(tmp_path, {"k": 4, "seed": 0, "out_dir": "elsewhere"}))  # this changes no result
 
 
 def test_another_model_in_the_same_place_is_refused(klein, tmp_path):
@@ -127,7 +135,7 @@ def test_another_model_in_the_same_place_is_refused(klein, tmp_path):
     with torch.no_grad():
         next(pipe.transformer.parameters()).add_(1)
     pipe.save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"model.weights = .* there, .* here"):
+    with pytest.raises(ValueError, match=r"model = 'mine-.*' there, 'mine-.*' here"):
         mu.Run(tmp_path / "out", parameters, pipe=mu.load(folder, device="cpu"))
     assert mu.results.folder("", "x", parameters) != default
     written = (tmp_path / "out" / "provenance.json").read_text() + (tmp_path / "out" / "parameters.json").read_text()
@@ -146,7 +154,9 @@ def test_provenance_says_where_results_come_from(tmp_path):
     fill(run)
     found = json.loads((tmp_path / "provenance.json").read_text())
     assert torch.__version__.startswith(found["libraries"]["torch"]) and found["libraries"]["massact"]  # 2.11.0+cu130
-    assert found["model"] == {"name": "some/model", "class": "Flux2KleinPipeline", "revision": "unknown"}
+    model = {"name": "some/model", "class": "Flux2KleinPipeline", "revision": "unknown", "adapters": {}}
+    assert {name: found["model"][name] for name in model} == model
+    assert set(found["model"]["in memory"]) == {"vae", "text_encoder", "transformer"}
     assert (found["device"], found["dtype"], found["seed"]) == ("cpu", "float32", 3)
     assert found["prompts"]["part"]["of content"] == provenance.digest(PROMPTS)
 
@@ -158,12 +168,12 @@ def test_a_hub_models_revision_is_the_commit_it_resolved_to(monkeypatch):
 
 
 @pytest.mark.parametrize("spoil", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:200] + b"?" + b[201:]])
-def test_a_part_that_does_not_read_is_set_aside_and_redone(tmp_path, spoil):
+def test_a_part_that_is_not_what_was_written_is_set_aside_and_redone(tmp_path, spoil):
     run = mu.Run(tmp_path, {})
     fill(run)
     before, part = run.results(), run.parts / "part-00001.parquet"
     part.write_bytes(spoil(part.read_bytes()))
-    with pytest.warns(UserWarning, match=r"part-00001.parquet does not read .* set aside as .*unreadable"):
+    with pytest.warns(UserWarning, match=r"part-00001.parquet is not what was written; set aside as .*unreadable"):
         assert fill(run) == [1]
     assert (run.parts / "part-00001.parquet.unreadable").exists()
     pd.testing.assert_frame_equal(run.results(), before)
@@ -207,35 +217,26 @@ def test_a_dataset_cut_short_is_redone(tmp_path, kept):
         run.add(batch, dataset(batch))
     part = run.parts / "part-00002.nc"
     part.write_bytes(part.read_bytes()[: int(part.stat().st_size * kept)])
-    with pytest.warns(UserWarning, match=r"part-00002.nc does not read"):
+    with pytest.warns(UserWarning, match=r"part-00002.nc is not what was written"):
         assert [batch.index for batch in run.pending(PROMPTS, 4)] == [2]
 
 
-@pytest.mark.parametrize("order", [[1, 2, 3], [3, 1, 2]])
-def test_shards_are_the_whole_whatever_the_order(tmp_path, order):
-    fill(mu.Run(tmp_path / "whole", {"k": 1}), size=2)
-    for i in order:
-        run = mu.Run(tmp_path / "shards", {"k": 1, "shard": f"{i}/3"})
+def test_without_a_common_disk_every_process_takes_its_share_and_the_copied_parts_are_one(tmp_path, monkeypatch):
+    for i in (3, 1, 2):
+        monkeypatch.setenv("MASSACT_BATCHES", f"{i}/3")
+        run = mu.Run(tmp_path / str(i), {"k": 1})
         assert fill(run, size=2) == list(range(i - 1, 5, 3))
-        if i != order[-1]:
-            with pytest.raises(mu.results.Incomplete, match=rf"shard {i}/3 is done; . of 5 batches"):
-                run.results()
-    last = mu.Run(tmp_path / "shards", {"k": 1})
-    assert fill(last, size=2) == []
-    pd.testing.assert_frame_equal(last.results(), mu.Run(tmp_path / "whole", {"k": 1}).results())
-
-
-def test_a_shard_is_told_by_argument_parameter_or_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("MASSACT_SHARD", "2/5")
-    assert mu.Run(tmp_path, {}).shard == (2, 5) == mu.Run(tmp_path, {"shard": "1/1"}).shard
-    assert mu.Run(tmp_path, {"shard": "3/4"}).shard == (3, 4)
-    assert mu.Run(tmp_path, {"shard": "3/4"}, shard="1/1").shard == (1, 1)
-
-
-@pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "a/b", "1/2/3", "-1/3", ""])
-def test_a_shard_that_is_no_share_is_refused(shard):
-    with pytest.raises(ValueError, match=r"is no share"):
-        part_of(shard)
+        with pytest.raises(mu.results.Incomplete, match=r"[12] of 5 batches of 'part' are on disk"):
+            run.results()
+        shutil.copytree(tmp_path / str(i), tmp_path / "all", dirs_exist_ok=True)
+    monkeypatch.delenv("MASSACT_BATCHES")
+    joined = mu.Run(tmp_path / "all", {"k": 1})
+    assert fill(joined, size=2) == []
+    fill(mu.Run(tmp_path / "whole", {"k": 1}), size=2)
+    pd.testing.assert_frame_equal(joined.results(), mu.Run(tmp_path / "whole", {"k": 1}).results())
+    monkeypatch.setenv("MASSACT_BATCHES", "4/3")
+    with pytest.raises(ValueError, match="MASSACT_BATCHES=4/3 is no share; write it as in 3/16"):
+        joined.pending(PROMPTS)
 
 
 def test_out_of_memory_halves_the_batch(tmp_path):
@@ -283,19 +284,6 @@ def test_saved_things_read_back_and_nothing_unfinished_stays(tmp_path):
     assert not [path for path in tmp_path.rglob("*") if "unfinished" in path.name]
 
 
-def test_claims_are_rows_replaced_by_their_id(tmp_path):
-    run = mu.Run(tmp_path, {"model": "toy"}, pipe=None)
-    run.claim("02.top-hurts", 0.5, 0.4, 0.6, True, "PSNR")
-    run.claim("02.another", float("nan"), float("nan"), float("nan"), False, "not measurable")
-    run.claim("02.top-hurts", np.float32(0.25), 0.1, 0.3, np.bool_(False), "PSNR")
-    first, second = json.loads((tmp_path / "claims.json").read_text())
-    assert first["id"] == "02.another" and first["value"] is None and first["holds"] is False
-    found = {"id": "02.top-hurts", "value": 0.25, "low": 0.1, "high": 0.3, "holds": False, "note": "PSNR"}
-    assert found | {"verdict": "undecided", "model": "toy", "notebook": "02"} == {
-        name: second[name] for name in [*found, "verdict", "model", "notebook"]
-    }
-
-
 def test_a_claim_is_on_disk_before_it_is_found(tmp_path):
     run = mu.Run(tmp_path, {"model": "toy"}, pipe=None)
     words = {"owner": "paper", "sentence": "The top hurts.", "measure": "PSNR", "threshold": 0.1, "side": "above"}
@@ -311,10 +299,9 @@ def test_default_folders_follow_the_parameters(tmp_path, monkeypatch):
     monkeypatch.setenv("MASSACT_RUNS", str(tmp_path))
     a, b = (mu.results.folder("", "02_disruption", {"k": k, "out_dir": ""}) for k in (4, 5))
     assert a != b and a.parent == b.parent == tmp_path / "02_disruption"
-    assert mu.results.folder("", "02_disruption", {"k": 4, "out_dir": "", "shard": "2/3"}) == a
     assert mu.results.folder("", "01_statistics") == tmp_path / "01_statistics"
     assert mu.results.folder(str(tmp_path / "x"), "02", {"k": 4}) == tmp_path / "x"
-    with pytest.raises(ValueError, match=r"out_dir is empty; take one from mu.results.folder"):
+    with pytest.raises(ValueError, match=r"out_dir = ''; take one from mu.results.folder"):
         mu.Run("", {})
 
 
@@ -393,7 +380,7 @@ def test_two_threads_are_never_inside_one_lock(tmp_path):
 
     def work(i):
         for _ in range(20):
-            with storage.locked(tmp_path / "lock"):
+            with files.locked(tmp_path / "lock"):
                 inside.append(i)
                 most.append(len(inside))
                 time.sleep(0.001)
@@ -403,33 +390,19 @@ def test_two_threads_are_never_inside_one_lock(tmp_path):
     assert len(most) == 80 and max(most) == 1
 
 
-def test_a_lock_file_that_another_makes_and_takes_away_meanwhile_is_made_anew(tmp_path, monkeypatch):
-    path, stat, seen = tmp_path / "lock", Path.stat, []
-
-    def after_another(self, **how):
-        if self != path or seen:
-            return stat(self, **how)
-        path.unlink(), path.touch()  # the first holder is done, another holds a file of that name
-        seen.append(stat(self, **how))
-        path.unlink()  # and is done, too
-        return seen[0]
-
-    monkeypatch.setattr(Path, "stat", after_another)
-    with storage.claimed(path, wait=False) as mine:
-        assert mine and seen and path.exists()
-    assert not path.exists()
-
-
 def test_a_second_thread_finds_a_batch_claimed(tmp_path):
-    with storage.claimed(tmp_path / "lock", wait=False) as mine:
-        with ThreadPoolExecutor(1) as pool:
-            assert mine and not pool.submit(lambda: storage.claimed(tmp_path / "lock", wait=False).__enter__()).result()
-        assert (tmp_path / "lock").exists()
+    def other():
+        with files.locked(tmp_path / "lock", wait=False) as mine:
+            return mine
+
+    with files.locked(tmp_path / "lock", wait=False) as mine, ThreadPoolExecutor(1) as pool:
+        assert mine and not pool.submit(other).result()
+    assert other()
 
 
 def test_files_in_the_making_have_names_of_their_own(tmp_path):
     """Two machines may have the same process number."""
-    with places.whole(tmp_path / "a") as one, places.whole(tmp_path / "a") as other:
+    with places.atomic_write(tmp_path / "a") as one, places.atomic_write(tmp_path / "a") as other:
         assert one != other
         one.write_text("1"), other.write_text("2")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -438,5 +411,217 @@ def test_files_in_the_making_have_names_of_their_own(tmp_path):
 def test_only_parameters_that_name_files_are_taken_for_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "union").write_text("a file that is called as a choice is")
-    assert provenance.files({"mask": "union"}) == {} and list(provenance.files({"prompts": "union"})) == ["prompts"]
+    assert provenance.contents({"mask": "union"}) == {} and list(provenance.contents({"prompts": "union"})) == [
+        "prompts"
+    ]
     assert provenance.public({"mask": "union", "note": str(tmp_path / "x")}) == {"mask": "union", "note": "x"}
+
+
+@pytest.mark.parametrize(
+    "value", [(96, 96), np.int64(3), np.arange(2), Path("a"), float("nan"), {"nested": (1, float("nan"))}]
+)
+def test_any_value_that_json_can_hold_is_a_parameter(tmp_path, value):
+    mu.Run(tmp_path, {"a": value})
+    mu.Run(tmp_path, {"a": value})
+    with pytest.raises(ValueError, match="holds other results: a"):
+        mu.Run(tmp_path, {"a": 7.5})
+
+
+def test_bad_arguments_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"out_dir = None; take one from"):
+        mu.Run(None, {})
+    with pytest.raises(ValueError, match=r"seed = 1\.7 is not possible; it has to be an integer"):
+        mu.Run(tmp_path, {"seed": 1.7})
+    run = mu.Run(tmp_path, {"seed": np.int64(3)})
+    (batch,) = run.pending("a red fox", name="one")
+    assert batch.prompts == ["a red fox"] and batch.seeds == [3]
+    for prompts, size in (([], 4), (PROMPTS, 0), (PROMPTS, 2.5)):
+        with pytest.raises(ValueError, match="give at least one of each"):
+            run.pending(prompts, size)
+    for name in ("../x", "/tmp/x"):
+        with pytest.raises(ValueError, match="leaves the folder of results"):
+            run.save(name, pd.DataFrame())
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".nc"])
+def test_every_flipped_bit_of_a_part_is_noticed(tmp_path, suffix):
+    run = mu.Run(tmp_path, {})
+    for batch in run.pending(PROMPTS, 4):
+        run.add(batch, table(batch) if suffix == ".parquet" else dataset(batch))
+    part = run.parts / f"part-00001{suffix}"
+    whole = part.read_bytes()
+    for at in np.random.default_rng(0).integers(0, len(whole), 60):
+        part.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(mu.results.Incomplete, match=r"2 of 3 .*\(part-00001 missing or damaged\)"):
+            run.results()
+    part.write_bytes(whole)
+    assert run.results() is not None
+
+
+def test_results_are_the_parts_of_their_own_names(tmp_path):
+    run = mu.Run(tmp_path, {})
+    fill(run)
+    for name in ("part-00007", "part-000001"):
+        for end in (".parquet", ".parquet.sha256"):
+            shutil.copy(run.parts / f"part-00001{end}", run.parts / f"{name}{end}")
+    assert len(run.results()) == 10
+    (run.parts / "part-00001.parquet").unlink()
+    with pytest.raises(mu.results.Incomplete, match="part-00001 missing"):
+        run.results()
+    (run.parts / "part-00001.parquet").mkdir()
+    with pytest.warns(UserWarning, match="set aside"):
+        assert fill(run) == [1]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE, errno.EACCES])
+def test_a_part_that_cannot_be_read_now_is_an_error_and_stays(tmp_path, monkeypatch, number):
+    run = mu.Run(tmp_path, {})
+    fill(run)
+
+    def fail(path):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files, "_sum", fail)
+    with pytest.raises(OSError, match=r"part-00000.parquet, of \w+, cannot be read now"):
+        fill(run)
+    monkeypatch.undo()
+    assert fill(run) == [] and not list(run.parts.glob("*.unreadable"))
+
+
+def test_a_process_does_not_write_into_a_folder_begun_anew(tmp_path):
+    run = mu.Run(tmp_path / "a", {"seed": 0})
+    batch = next(run.pending(PROMPTS, 4))
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(RuntimeError, match="was removed while this ran; start this one again"):
+        run.add(batch, table(batch))
+    other = mu.Run(tmp_path / "a", {"seed": 100})
+    with pytest.raises(RuntimeError, match="was removed and begun anew while this ran"):
+        run.add(batch, table(batch))
+    fill(other)
+    assert other.results()["seed"].tolist() == list(range(100, 110))
+
+
+@pytest.mark.parametrize("name", ["parameters.json", "provenance.json", "claims.json"])
+@pytest.mark.parametrize("words", ["", "\0\0", "3"])
+def test_a_damaged_json_file_is_named_with_the_remedy(tmp_path, name, words):
+    run = mu.Run(tmp_path, {"k": 1})
+    (tmp_path / name).write_text(words)
+    with pytest.raises(
+        ValueError, match=rf"{name} (is empty or damaged|holds a int).*put a copy in its place, or remove"
+    ):
+        mu.Run(tmp_path, {"k": 1}) if name != "claims.json" else run.claim("02.a", threshold=0)
+
+
+def test_what_a_killed_process_left_is_taken_away(tmp_path):
+    mu.Run(tmp_path, {})
+    (tmp_path / ".provenance.json.0123.unfinished").touch()
+    mu.Run(tmp_path, {})
+    assert not list(tmp_path.glob(".*unfinished"))
+
+
+def test_a_dataset_with_nothing_in_it_is_refused(tmp_path):
+    run = mu.Run(tmp_path, {})
+    batch = next(run.pending(PROMPTS, 4))
+    with pytest.raises(ValueError, match="nothing along layer; NetCDF cannot hold it"):
+        run.add(batch, xr.Dataset({"a": (("image", "layer"), np.zeros((4, 0)))}))
+
+
+def test_a_lock_file_of_another_user_names_the_owner(tmp_path, monkeypatch):
+    def refuse(self, **how):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(files.FileLock, "acquire", refuse)
+    with pytest.raises(PermissionError, match=r"belongs to \w+; let both users set umask 002"):
+        mu.Run(tmp_path, {})
+
+
+def test_a_finished_folder_is_read_by_who_may_not_write(tmp_path, monkeypatch):
+    fill(mu.Run(tmp_path, {"k": 1}))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    reader = mu.Run(tmp_path, {"k": 1})
+    assert fill(reader) == [] and len(reader.results()) == 10
+    (reader.parts / "part-00001.parquet").unlink()
+    with pytest.raises(PermissionError, match=r"belongs to \w+ and lacks 1 batches; let all users of it set umask 002"):
+        fill(reader)
+
+
+def test_another_model_in_memory_is_refused(tmp_path):
+    pipe = tiny.klein()
+    run = mu.Run(tmp_path, {}, pipe=pipe)
+    fill(run, name="first")
+    weight = pipe.transformer.proj_out.weight
+    with torch.no_grad():
+        kept, weight[-1] = weight[-1].clone(), 0  # one channel, far behind the first values
+    with pytest.raises(ValueError, match=r"model.in memory.transformer = .* there"):
+        fill(run)
+    with pytest.raises(ValueError, match=r"model.in memory.transformer = .* there"):
+        mu.Run(tmp_path, {}, pipe=pipe)
+    with torch.no_grad():
+        weight[-1] = kept
+    assert fill(run) == [0, 1, 2]
+
+
+def test_an_adapter_and_its_scale_are_another_model():
+    """A layer as PEFT makes it, which is no dependency."""
+    pipe = tiny.klein()
+    layer = torch.nn.Linear(2, 2)
+    layer.active_adapters, layer.scaling, layer.disable_adapters = ["mine"], {"mine": 1.0, "other": 2.0}, False
+    pipe.transformer.lora = layer
+    assert provenance.in_memory(pipe)["adapters"] == {"transformer.mine": [1.0]}
+    layer.scaling["mine"] = 0.5
+    assert provenance.in_memory(pipe)["adapters"] == {"transformer.mine": [0.5]}
+    layer.disable_adapters = True
+    assert provenance.in_memory(pipe)["adapters"] == {}
+
+
+def test_every_file_of_a_models_folder_counts(tmp_path):
+    folder = tmp_path / "mine" / "toy"
+    tiny.klein().save_pretrained(folder)
+    before = provenance.content(folder)
+    assert provenance.public({"model": str(folder)})["model"] == f"toy-{before[:6]}"  # and not the embedded toy
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert provenance.content(folder) != before, path
+        path.write_bytes(whole)
+    (folder / "README.md").write_text("a card"), (folder / ".git").mkdir()
+    assert provenance.content(folder) == before
+
+
+def test_of_a_large_file_the_header_and_a_block_of_every_tensor_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "WHOLE", 1000), monkeypatch.setattr(provenance, "BLOCK", 64)
+    path, tensors = tmp_path / "a.safetensors", {f"t{i}": torch.ones(100) for i in range(5)}
+    seen = set()
+    for name in (None, *tensors):
+        save_file(tensors | ({name: torch.zeros(100)} if name else {}), path)
+        seen.add(provenance.content(path))
+    assert len(seen) == 6
+
+
+def test_no_path_and_no_secret_is_kept(tmp_path):
+    name = "<img src=x onerror=alert(1)>"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").touch()
+    given = {"model": str(tmp_path / name), "call": {"token": "hf_secret", "file": str(tmp_path / "a.txt")}}
+    text = json.dumps(provenance.public(given | {"paths": [str(tmp_path / "b"), "~/c", "../../d", "e/f"]}))
+    assert str(tmp_path) not in text and "hf_secret" not in text and "<" not in text
+    for kept in ("a.txt", '"b", "c", "d", "e/f"'):
+        assert kept in text
+
+
+def test_a_bar_moves_with_every_step_and_says_what_is_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JPY_SESSION_NAME", "a notebook")
+    pipe, seen = tiny.klein(), []
+    monkeypatch.setattr(
+        Bar, "say", lambda bar, what, share=0.0: seen.append((round(bar.done + share * bar.size, 2), what))
+    )
+    run = mu.Run(tmp_path, {}, pipe=pipe)
+    for batch in run.pending(["a red star"] * 4, 2):
+        mu.generate(pipe, batch.prompts, seeds=batch.seeds, **tiny.KLEIN)
+        run.add(batch, table(batch))
+    steps = [what for _, what in seen if what]
+    assert steps == [f"drawing 2 images, step {i} of 4" for i in (1, 2, 3, 4)] * 2
+    places = [at for at, _ in seen]
+    assert places == sorted(places) and len(set(places)) > 6 and places[-1] == 4
+    assert re.fullmatch(r"part: 4 prompts, 4 images drawn in \d\d:\d\d\n", capsys.readouterr().out)
+    assert steps_of.listener is None

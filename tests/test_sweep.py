@@ -1,27 +1,29 @@
-"""Executing notebooks: parameters are checked before, results appear when complete."""
+"""Executing notebooks: parameters are checked before, results appear when complete, pages lead to pages."""
 
 import json
-import re
 import subprocess
 import sys
+import time
 
 import nbformat
 import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
 
-from massact_utils.results import parameters, sweep
+from massact_utils.probes.channels import SCORES
+from massact_utils.results import pages, parameters, sweep
 
-PARAMETERS = 'k: int = 12  # channels kept\nlayers: list[int] | None = None  # all\nout_dir: str = "out"  # results'
+PARAMETERS = 'k: int = 12  # channels kept\npicks: list[int] | None = None  # all\nout_dir: str = "out"  # results'
 GUARD = "import massact_utils as mu\nparameters = mu.parameters.read(globals())"
 RESULT = 'import json, pathlib\npathlib.Path(out_dir, "result.json").write_text(json.dumps(parameters))'
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
 
-def write_notebook(path, *sources):
+def write_notebook(path, *sources, declare=PARAMETERS, text="# Does it run?"):
     """A notebook of a title, a parameters cell, and `sources`."""
-    cells = [new_markdown_cell("# Does it run?"), new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(new_notebook(cells=cells + [new_code_cell(source) for source in sources], metadata=kernel), path)
+    cells = [new_markdown_cell(text), new_code_cell(declare, metadata={"tags": ["parameters"]})]
+    nbformat.write(new_notebook(cells=cells + [new_code_cell(source) for source in sources], metadata=KERNEL), path)
     return str(path)
 
 
@@ -36,188 +38,195 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_notebook_gets_its_parameters_a_folder_and_a_page(folder, capfd):
-    notebook = write_notebook(folder / "good.ipynb", GUARD, RESULT, "1/0 if k == 0 else print('k is', k)")
-    assert sweep.main([notebook, "--out", "runs", "-p", "k", "3"]) == 0
-    out = folder / "runs" / "good"
+    notebook = write_notebook(folder / "good.ipynb", GUARD, RESULT, "print('k is', k)")
+    failing = write_notebook(folder / "bad.ipynb", "raise RuntimeError('no such thing')")
+    killed = write_notebook(folder / "killed.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    assert sweep.main([notebook, failing, killed, "--out", "runs", "-p", "k", "3", "--workers", "2"]) == 1
+    out, printed = folder / "runs" / "good", capfd.readouterr().out
     assert listed(out) == ["good.html", "good.ipynb", "result.json"]
-    assert json.loads((out / "result.json").read_text()) == {"k": 3, "layers": None, "out_dir": "runs/good"}
+    assert json.loads((out / "result.json").read_text()) == {"k": 3, "picks": None, "out_dir": "runs/good"}
     assert "k is 3" in (out / "good.html").read_text()
-    assert "runs/good/good.html" in capfd.readouterr().out
-
-    # A failure takes the old result away, names the notebook, and does not keep the others from running.
-    other = write_notebook(folder / "other.ipynb", "out_dir")
-    failing = write_notebook(folder / "good.ipynb", "raise RuntimeError('no such thing')")
-    assert sweep.main([failing, other, "--out", "runs"]) == 1
-    assert listed(out) == ["good.unfinished.ipynb", "result.json"]
-    assert (folder / "runs" / "other" / "other.html").exists()
-    assert "good.ipynb failed: RuntimeError: no such thing" in capfd.readouterr().out
+    assert "good.ipynb -> runs/good/good.html" in printed and "index.html" not in printed
+    # A failure names the notebook and does not keep the others from running; a killed kernel is one, too.
+    assert listed(folder / "runs" / "bad") == ["bad.failed.ipynb"]
+    assert "bad.ipynb failed: RuntimeError: no such thing" in printed
+    assert "killed.ipynb failed: exit code" in printed and "runs/killed/killed.failed.ipynb" in printed
 
 
-def test_pictures_and_links_of_a_notebook_are_found_from_its_page(folder):
-    (folder / "notebooks").mkdir(), (folder / "docs").mkdir()
-    (folder / "docs" / "a.png").touch()
-    path = write_notebook(folder / "notebooks" / "a.ipynb")
-    notebook = nbformat.read(path, as_version=4)
-    text = "![a picture](../docs/a.png) [b](b.ipynb#top) [paper](https://arxiv.org/abs/2605.13974) [here](#there)"
-    notebook.cells.append(new_markdown_cell(text))
-    nbformat.write(notebook, path)
-    assert sweep.main(["notebooks/a.ipynb", "--out", "runs", "--grid", "k", "1"]) == 0
-    (page,) = folder.glob("runs/a/*/a.html")
-    (picture,) = re.findall(r'<img[^>]* src="([^"]+)"', page.read_text())
-    assert (page.parent / picture).resolve() == folder / "docs" / "a.png"
-    assert 'href="../../../notebooks/b.ipynb#top"' in page.read_text()
-    assert 'href="https://arxiv.org/abs/2605.13974"' in page.read_text() and 'href="#there"' in page.read_text()
+LOOPS = """import massact_utils as mu
+import pandas as pd, os, time
+run = mu.Run(out_dir, parameters)
+for batch in run.pending([f"prompt {i}" for i in range(9)], 2, name="first"):
+    time.sleep(1)
+    run.add(batch, pd.DataFrame({"at": batch.indices, "by": os.getpid()}))
+shift = run.results("first")["at"].sum() * k  # needs every process's part
+for batch in run.pending([f"prompt {i}" for i in range(9)], 3, name="second"):
+    run.add(batch, pd.DataFrame({"at": batch.indices, "value": [i + shift for i in batch.indices]}))
+run.results("second").to_csv(run.path("table.csv"))"""
 
 
-def test_a_list_is_a_parameter_too(folder):
-    notebook = write_notebook(folder / "a.ipynb", GUARD, RESULT)
-    assert sweep.main([notebook, "--out", "runs", "-p", "layers", "[1, 2]"]) == 0
-    assert json.loads((folder / "runs" / "a" / "result.json").read_text())["layers"] == [1, 2]
+def test_two_processes_on_one_notebook_share_its_batches(folder):
+    notebook = write_notebook(folder / "two.ipynb", GUARD, LOOPS)
+    assert sweep.main([notebook, "--out", "runs", "--grid", "k", "2", "--workers", "2"]) == 0
+    out = folder / "runs" / "two" / "k=2"
+    lines = [f"{i},{i},{i + 2 * 36}" for i in range(9)]
+    assert (out / "table.csv").read_text().split() == [",at,value", *lines]
+    assert (out / "two.html").exists() and not list(out.glob("*unfinished*"))
+    assert "../../index.html" in (out / "two.html").read_text() and (folder / "runs/index.html").exists()
 
 
-def test_a_parameter_goes_to_the_notebooks_that_have_it(folder, capfd):
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(new_notebook(cells=[new_code_cell("print('by itself')")], metadata=kernel), folder / "c.ipynb")
-    notebook = write_notebook(folder / "a.ipynb", "print('k is', k)")
-    assert sweep.main([notebook, "c.ipynb", "--out", "runs", "-p", "k", "3"]) == 0
-    assert "c.ipynb has no parameter k and runs without it" in capfd.readouterr().out
-    assert "k is 3" in (folder / "runs" / "a" / "a.html").read_text()
+def test_a_page_has_a_title_model_and_date_and_leads_to_pages(folder):
+    """Made from a notebook that is executed already; no kernel runs."""
+    for name in ("notebooks", "docs", "runs/b", "runs/a/k=1"):
+        (folder / name).mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(folder / "docs" / "a.png")
+    Image.new("RGB", (8, 8), "blue").save(folder / "runs/a/k=1/first.png")
+    text = "# What is it?\n![a](../docs/a.png) [b](b.ipynb#top) [c](../docs/c.md) [p](https://arxiv.org/abs/1) [h](#h)"
+    write_notebook(folder / "notebooks" / "a.ipynb", "1", text=text)
+    notebook = nbformat.read(folder / "notebooks" / "a.ipynb", as_version=4)
+    notebook.cells.append(new_code_cell("%pip install massact", metadata={"tags": ["remove-cell"]}))
+    out = folder / "runs" / "a" / "k=1"
+    nbformat.write(notebook, out / "a.123.unfinished.ipynb")
+    given = {"model": "<img src=x>", "k": 1, "out_dir": "runs/a"}
+    pages.write(out / "a.123.unfinished.ipynb", out, folder / "notebooks" / "a.ipynb", folder / "runs", given)
+    page = (out / "a.html").read_text()
+    assert "<title>What is it?</title>" in page and "pip install" not in page
+    assert (
+        "On &lt;img src=x&gt;" in page and "<img src=x>" not in page and time.strftime("%Y") in page and "k = 1" in page
+    )
+    assert 'src="data:image/png;base64' in page and 'href="../../b/b.html#top"' in page and 'href="#h"' in page
+    assert (
+        'href="https://github.com/massact/massact/blob/main/docs/c.md"' in page
+        and 'href="https://arxiv.org/abs/1"' in page
+    )
+    saved = "".join(cell.source for cell in nbformat.read(out / "a.ipynb", as_version=4).cells)
+    assert "(../../../notebooks/b.ipynb#top)" in saved and "(../../../docs/a.png)" in saved
+    index = pages.index(folder / "runs").read_text()
+    assert 'href="a/k=1/a.html">What is it? (k=1)' in index and 'src="a/k=1/first.png"' in index
 
 
-def test_a_killed_kernel_is_a_failure(folder, capfd):
-    notebook = write_notebook(folder / "killed.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
-    assert sweep.main([notebook, "--out", "runs"]) == 1
-    assert listed(folder / "runs" / "killed") == ["killed.unfinished.ipynb"]
-    told = capfd.readouterr().out
-    assert "killed.ipynb failed: exit code" in told and "runs/killed/killed.unfinished.ipynb" in told
-
-
-def test_a_folder_that_takes_nothing_is_a_failure(folder, capfd):
-    (folder / "runs").touch()
-    assert sweep.main([write_notebook(folder / "a.ipynb", "k"), "--out", "runs"]) == 1
-    assert "a.ipynb failed: NotADirectoryError" in capfd.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "words, complaint",
-    [
-        (["a.ipynb", "-p", "kk", "3"], "a.ipynb has no parameter kk; it has: k, layers, out_dir"),
-        (["a.ipynb", "-p", "out_dir", "x"], "out_dir follows from --out"),
-        (["a.ipynb", "b.ipynb"], "b.ipynb: no such notebook"),
-        (["a.ipynb", "broken.ipynb"], "broken.ipynb: not a readable notebook"),
-        (["a.ipynb", "sub/a.ipynb"], "two notebooks are called a.ipynb"),
-        (["a.ipynb", "-p", "shard", "1/2"], "shard follows from --out and --shards"),
-        (["a.ipynb", "-p", "k", "3", "--grid", "k", "1,2"], "k is given twice"),
-        (["a.ipynb", "--grid", "kk", "1,2"], "a.ipynb has no parameter kk"),
-        (["c.ipynb", "a.ipynb", "--grid", "k", "1,2"], "c.ipynb has no parameter k; it has: none"),
-        (["c.ipynb", "a.ipynb", "-p", "kk", "3"], "c.ipynb has no parameter kk; it has: none"),
-        (["a.ipynb", "--shards", "0"], "--shards and --workers take 1 or more"),
-        (["a.ipynb", "--scheduler", "tcp://127.0.0.1:1", "--workers", "2"], "--scheduler has workers of its own"),
-    ],
-)
-def test_bad_input_starts_nothing(folder, capsys, words, complaint):
-    write_notebook(folder / "a.ipynb", "k")
+def test_bad_input_starts_nothing(folder, capsys):
+    write_notebook(
+        folder / "a.ipynb", "mu.parameters.read(globals(), n_prompts=8)", declare=PARAMETERS + "\nn_prompts: int = 9"
+    )
     nbformat.write(new_notebook(), folder / "c.ipynb")
     (folder / "broken.ipynb").write_text("{")
     (folder / "sub").mkdir()
     write_notebook(folder / "sub" / "a.ipynb", "k")
-    with pytest.raises(SystemExit) as stop:
-        sweep.main([*words, "--out", "runs"])
-    assert stop.value.code == 2
-    assert complaint in capsys.readouterr().err
+    cases = {
+        "a.ipynb -p kk 3": "a.ipynb has no parameter kk; did you mean k, of a?",
+        "c.ipynb a.ipynb -p n_promts 9": "did you mean n_prompts, of a?",
+        "a.ipynb -p zzzz 3": "a.ipynb has no parameter zzzz; it has: k, picks, out_dir, n_prompts",
+        "a.ipynb -p out_dir x": "out_dir follows from --out",
+        "a.ipynb b.ipynb": "b.ipynb: no such notebook",
+        "a.ipynb broken.ipynb": "broken.ipynb: not a readable notebook",
+        "a.ipynb sub/a.ipynb": "two notebooks are called a.ipynb",
+        "a.ipynb -p k 3 --grid k 1,2": "k is given twice",
+        "a.ipynb --grid k 1,1": "two notebooks are called a.ipynb",
+        "c.ipynb a.ipynb --grid k 1,2": "c.ipynb has no parameter k",
+        "a.ipynb --workers 0": "--workers takes 1 or more",
+        "a.ipynb -p k 1.5": "a.ipynb: k = 1.5 is not possible; it has to be int",
+        "a.ipynb -p k 0": "a.ipynb: k = 0 is not possible; allowed: 1 to 100000",
+        "a.ipynb -p n_prompts 4": "n_prompts = 4 is not possible; allowed: 8 to",
+        "a.ipynb --grid picks [1],[x]": "picks = ['x'] is not possible; it has to be list[int] | None",
+        "a.ipynb --scheduler tcp://127.0.0.1:1": "no Dask scheduler answers at tcp://127.0.0.1:1",
+    }
+    for words, complaint in cases.items():
+        with pytest.raises(SystemExit) as stop:
+            sweep.main([*words.split(), "--out", "runs"])
+        assert stop.value.code == 2 and complaint in (said := capsys.readouterr().err), (words, said)
     assert not (folder / "runs").exists()
+
+
+def test_without_dask_a_scheduler_is_refused(folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(SystemExit):
+        sweep.main([write_notebook(folder / "a.ipynb", "k"), "--out", "runs", "--scheduler", "tcp://127.0.0.1:1"])
+    assert "pip install 'massact[batch]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--out", "x"], ["a.ipynb", "--out", "x", "-p", "kk", "1"]])
+def test_a_first_answer_loads_nothing_that_takes_seconds(folder, words):
+    write_notebook(folder / "a.ipynb", "k")
+    code = "import sys\ntry:\n from massact_utils.results import sweep; sweep.main(sys.argv[1:])\n"
+    code += "finally: print({'torch', 'dask', 'distributed', 'pandas', 'papermill', 'nbconvert'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "set()", done.stderr
 
 
 def test_parameters_are_the_declared_names_with_their_present_values():
     cells = ["", "import numpy", "k: int = 12\nseed: int = 0", "# Parameters\nk = 4\n", "def broken(", "width = 3"]
     assert parameters.read({"In": cells, "k": 4, "seed": 0, "width": 3}) == {"k": 4, "seed": 0}
-
-
-def test_an_unknown_parameter_is_named_with_the_declared_ones():
-    cells = ["", "k: int = 12\nseed: int = 0", "# Parameters\nkk = 4\nseed = 1"]
-    with pytest.raises(ValueError, match=r"unknown parameter kk; this notebook declares: k, seed"):
-        parameters.read({"In": cells, "k": 12, "kk": 4, "seed": 1})
-
-
-def test_parameters_needs_a_notebook_and_a_parameters_cell():
+    namespace = {"In": [""], "__annotations__": {"k": int}, "k": 3}  # nbval runs cells without history
+    assert parameters.read(namespace) == {"k": 3}
+    with pytest.raises(ValueError, match=r"unknown parameter kk; this notebook declares: k, seed; did you mean k\?"):
+        parameters.read({"In": [*cells, "# Parameters\nkk = 4"], "k": 12, "kk": 4, "seed": 1})
     with pytest.raises(RuntimeError, match=r"in a notebook"):
         parameters.read({"k": 12})
     with pytest.raises(RuntimeError, match=r"run the parameters cell first"):
         parameters.read({"In": ["", "k = 12"], "k": 12})
 
 
+@pytest.mark.parametrize(
+    "name, kind, value, complaint",
+    [
+        ("k", "int", 1.5, "k = 1.5 is not possible; it has to be int"),
+        ("k", "int", True, "k = True is not possible; it has to be int"),
+        ("k", "int", "12", "k = '12' is not possible; it has to be int"),
+        ("k", "int", 0, "k = 0 is not possible; allowed: 1 to"),
+        ("seed", "int", -1, "seed = -1 is not possible; allowed: 0 to"),
+        (
+            "evaluator",
+            "str",
+            "nope",
+            "evaluator = 'nope' is not possible; allowed: a bundled name, a folder or a Hub id",
+        ),
+        ("mask", "str", "x", "mask = 'x' is not possible; allowed: source, target, union"),
+        ("branch", "str", "x", "branch = 'x' is not possible; allowed: cond, uncond, both"),
+        ("layers", "list", [2, 3], r"layers = [2, 3] is not possible; allowed: two shares from 0 to 1"),
+        ("layers", "list", [1, 0], "allowed: two shares from 0 to 1, as in [0.0, 0.5]"),
+        ("window", "list", [0, 1, 2], "allowed: two shares"),
+        ("window", "list", None, "window = None is not possible; it has to be list"),
+        ("call", "dict", [1], "call = [1] is not possible; it has to be dict"),
+    ],
+)
+def test_a_bad_value_is_named_with_the_remedy(name, kind, value, complaint):
+    assert complaint in parameters.wrong({name: value}, {name: kind})[0]
+
+
+def test_good_values_pass_and_choices_are_those_of_the_package():
+    good = {"k": 3, "layers": [0.0, 1.0], "evaluator": "toy", "features": "", "reference": "openai/clip", "dose": 1}
+    kinds = {"k": "int", "layers": "list", "evaluator": "str", "features": "str", "reference": "str", "dose": "float"}
+    assert parameters.wrong(good, kinds) == [] and set(parameters.SCORES) == set(SCORES)
+    with pytest.raises(ValueError, match="k = '3' is not possible; allowed: 1 to 96"):
+        parameters.check(k=("3", 1, 96))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((sweep.Path(__file__).parents[1] / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem
+)
+def test_the_notebooks_own_values_are_possible(path):
+    (cell,) = [c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+    namespace = {}
+    exec(cell.source, namespace)
+    kinds = parameters.declared(cell.source)
+    assert parameters.wrong({name: namespace[name] for name in kinds}, kinds) == []
+
+
 def test_papermill_itself_stops_at_a_misspelt_parameter(folder):
     notebook = write_notebook(folder / "a.ipynb", GUARD, "print(parameters)")
     with pytest.raises(papermill.PapermillExecutionError, match=r"unknown parameter kk; this notebook declares: k,"):
         papermill.execute_notebook(notebook, "out.ipynb", parameters={"kk": 3}, progress_bar=False)
-    done = papermill.execute_notebook(notebook, "out.ipynb", parameters={"k": 3}, progress_bar=False)
-    assert done.cells[-1].outputs[0].text == "{'k': 3, 'layers': None, 'out_dir': 'out'}\n"
 
 
-def test_parameters_where_in_recalls_nothing():
-    """nbval runs cells without history; their annotations still stand in the namespace."""
-    namespace = {"In": [""], "__annotations__": {"k": int}, "k": 3}
-    assert parameters.read(namespace) == {"k": 3}
-
-
-LOOPS = """import massact_utils as mu
-import pandas as pd
-run = mu.Run(out_dir, parameters)
-for batch in run.pending([f"prompt {i}" for i in range(9)], 2, name="first"):
-    run.add(batch, pd.DataFrame({"at": batch.indices}))
-shift = run.results("first")["at"].sum() * k  # needs every shard's part
-for batch in run.pending([f"prompt {i}" for i in range(9)], 3, name="second"):
-    run.add(batch, pd.DataFrame({"at": batch.indices, "value": [i + shift for i in batch.indices]}))
-run.results("second").to_csv(run.path("table.csv"))"""
-
-
-def test_shards_of_a_notebook_with_two_loops_are_the_whole(folder):
-    """The second loop of every shard needs the first one's table, so shards go in rounds."""
-    notebook = write_notebook(folder / "two.ipynb", GUARD, LOOPS)
-    assert sweep.main([notebook, "--out", "runs", "--grid", "k", "2", "--shards", "2"]) == 0
-    out = folder / "runs" / "two" / "k=2"
-    lines = [f"{i},{i},{i + 2 * 36}" for i in range(9)]
-    assert (out / "table.csv").read_text().split() == [",at,value", *lines]
-    assert listed(out / "shards") == ["two.1-of-2.ipynb", "two.2-of-2.ipynb"] and (out / "two.html").exists()
-
-
-def test_executed_to_the_end_without_all_results_is_a_failure(folder, capfd):
-    notebook = write_notebook(
-        folder / "lazy.ipynb", GUARD, LOOPS.replace("    run.add(batch", "    batch.index or run.add(batch", 1)
-    )
-    assert sweep.main([notebook, "--out", "runs"]) == 1
-    told = capfd.readouterr().out
-    assert "lazy.ipynb failed" in told and "1 of 5 batches of 'first' are on disk: run the loop to its end" in told
-
-
-def test_without_dask_several_workers_are_refused_and_one_does_its_work(folder, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(SystemExit):
-        sweep.main([write_notebook(folder / "a.ipynb", "k"), "--out", "runs", "--workers", "2"])
-    assert "pip install 'massact[batch]'" in capsys.readouterr().err
-
-
-def test_nothing_imports_dask_unless_asked():
-    code = "import sys, massact_utils.sweep; print({'dask', 'distributed'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
-
-
-def test_a_grid_on_two_local_workers(folder, capfd):
-    pytest.importorskip("distributed")
-    notebook = write_notebook(folder / "a.ipynb", "print('k is', k)", "1 / (k - 3)")
-    assert sweep.main([notebook, "--out", "runs", "--grid", "k", "1,2,3", "--workers", "2", "--retries", "1"]) == 1
-    told = capfd.readouterr().out
-    assert "Dask dashboard: http" in told
-    assert "a.ipynb k=3 failed (2 times): ZeroDivisionError: division by zero" in told
-    assert "runs/a/k=3/a.unfinished.ipynb" in told
-    for k in (1, 2):
-        assert f"k is {k}" in (folder / "runs" / "a" / f"k={k}" / "a.html").read_text()
-
-
-def test_an_error_whose_name_begins_alike_is_no_waiting_shard(folder, capfd):
-    code = "import http.client\nraise http.client.IncompleteRead(b'')"
-    notebook = write_notebook(folder / "read.ipynb", code)
-    assert sweep.execute(notebook, "runs", [], shard="1/2", quiet=True).state == "failed"
-    waits = write_notebook(folder / "waits.ipynb", "import massact_utils as mu\nraise mu.results.Incomplete('others')")
-    assert sweep.execute(waits, "runs", [], shard="1/2", quiet=True).state == "waiting"
-    assert sweep.execute(waits, "runs", [], quiet=True).state == "failed"
+def test_ctrl_c_says_in_one_line_what_is_kept(folder):
+    notebook = write_notebook(folder / "a.ipynb", "import time; time.sleep(600)")
+    command = [sys.executable, "-m", "massact_utils.sweep", notebook, "--out", "runs"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 120
+    while not list((folder / "runs").glob("a/*.unfinished.ipynb")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(2)
+    lines = [line for line in process.communicate(timeout=60)[0].splitlines() if line]
+    assert process.returncode == 130
+    assert lines == ["Stopped; finished batches are kept in runs, and the same command goes on with the rest."]

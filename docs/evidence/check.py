@@ -18,7 +18,7 @@ from nbclient.exceptions import CellExecutionError
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from massact_utils.results import storage
+from massact_utils.results import files
 
 SHARE, LEAST = 0.02, 3  # of the batches of a loop
 CLOSE = 1e-3  # of a column's largest size: sums of float32 in another order differ by 1e-6 at each of a thousand steps
@@ -46,7 +46,7 @@ def recomputed(job, loops: dict, published: Path) -> tuple[int, int, list[str]]:
             if i in again:
                 drawn[f"{loop}-{i:05d}"] = table[at]
             else:
-                storage.write(folder / "parts" / f"{loop}-{i:05d}.parquet", table[at])
+                files.write(folder / "parts" / f"{loop}-{i:05d}.parquet", table[at], checksum=True)
     error, compared, wrong = _execute(job, folder, drawn, whole=len(drawn) == of), 0, []
     for name, rows in drawn.items():
         made = _made(folder, name)
@@ -59,7 +59,7 @@ def recomputed(job, loops: dict, published: Path) -> tuple[int, int, list[str]]:
             ]
             compared += 1
     for file in published.glob("*.parquet"):
-        for path in [path for path in folder.glob(f"{file.stem}.*") if path.suffix in storage.SUFFIXES]:
+        for path in [path for path in folder.glob(f"{file.stem}.*") if path.suffix in files.SUFFIXES]:
             known, new = pd.read_parquet(file), tidy(path)
             wrong += [f"table {file.stem}, {words}" for words in differences(known, new)]
             wrong += [f"table {file.stem} has {len(new)} rows, not {len(known)}"] * (len(known) != len(new))
@@ -95,10 +95,10 @@ def differences(known: pd.DataFrame, new: pd.DataFrame) -> list[str]:
 def tidy(path: Path) -> pd.DataFrame:
     """A table of a run in long form, without pictures: floats of four bytes, words as categories."""
     if path.suffix == ".parquet":
-        table = storage.read(path)
+        table = files.read(path)
         table = table.reset_index() if any(table.index.names) else table
     else:
-        with storage.read(path) as data:
+        with files.read(path) as data:
             table = data.drop_vars([name for name in data if "rgb" in data[name].dims]).to_dataframe().reset_index()
     table = table[[name for name in table if not table[name].map(lambda value: isinstance(value, bytes)).any()]]
     kinds = {name: np.float32 for name in table.select_dtypes("float64")}
@@ -107,7 +107,7 @@ def tidy(path: Path) -> pd.DataFrame:
 
 def brief(path: Path) -> pd.DataFrame:
     """A batch that is a Dataset in short: its means for each image and layer."""
-    with storage.read(path) as data:
+    with files.read(path) as data:
         numbers = [name for name in data if "image" in data[name].dims and data[name].dtype.kind in "iuf"]
         data = data[numbers].reset_coords(drop=True).astype("float64")
         means = data.mean([dim for dim in data.dims if dim not in ("image", "layer")])
@@ -117,13 +117,13 @@ def brief(path: Path) -> pd.DataFrame:
 def long(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     """A batch in long form, with the columns of a table."""
     if path.suffix == ".parquet":
-        return storage.read(path)
-    with storage.read(path) as data:
+        return files.read(path)
+    with files.read(path) as data:
         return data[[name for name in data if name in table]].to_dataframe().reset_index()
 
 
 def _made(folder: Path, name: str) -> Path | None:
-    paths = [folder / "parts" / f"{name}{suffix}" for suffix in storage.SUFFIXES]
+    paths = [folder / "parts" / f"{name}{suffix}" for suffix in files.SUFFIXES]
     return next((path for path in paths if path.exists()), None)
 
 

@@ -27,8 +27,8 @@ from check import brief, recomputed, tidy
 from digest import digest
 from papermill.iorw import load_notebook_node
 
-from massact_utils.results import claims, provenance, storage, sweep
-from massact_utils.results.run import progress
+from massact_utils.results import claims, files, provenance, sweep
+from massact_utils.results.progress import progress
 
 MOST, EACH = 5_000_000, 2_000_000  # bytes of tables for a model, and for one notebook of it
 FROM = ("model", "files", "device", "dtype", "python", "libraries", "prompts")  # what is kept of a run's provenance
@@ -82,7 +82,7 @@ def executed(job: Job, flags: list[str]) -> bool:
             while not wait([future], timeout=EVERY).done:
                 done, begun = progress(job.folder)
                 minutes = (time.monotonic() - start) / 60
-                print(f"{job.stem}: {done} of {begun} batches so far, {minutes:.0f} min", flush=True)
+                print(f"{job.stem}: {done} of {begun} prompts so far, {minutes:.0f} min", flush=True)
         except KeyboardInterrupt:
             os._exit(130)  # what was started dies with this process
     return not future.result()
@@ -101,17 +101,17 @@ def kept(job: Job, to: Path) -> bool:
     place, known = to / job.stem, claims.read(to / "provenance.json", {})
     place.mkdir(parents=True, exist_ok=True)
     if known.pop(job.stem, None):
-        storage.write(to / "provenance.json", known)
+        files.write(to / "provenance.json", known)
     for old in place.iterdir():
         old.unlink()
-    tables = {path.stem: tidy(path) for path in job.folder.iterdir() if path.suffix in storage.SUFFIXES}
+    tables = {path.stem: tidy(path) for path in job.folder.iterdir() if path.suffix in files.SUFFIXES}
     for loop in set(made.get("prompts", {})) - set(job.tables):
         parts = [brief(path) for path in sorted(job.folder.glob(f"parts/{loop}-*.nc"))]
         tables |= {loop: pd.concat(parts)} if parts else {}
     sizes, left_out = {}, {}
     for name, table in tables.items():
         file = place / f"{name}.parquet"
-        with storage.whole(file) as beside:
+        with files.atomic_write(file) as beside:
             table.to_parquet(beside, compression="zstd", index=False)
         sizes[file] = file.stat().st_size
     others = sum(path.stat().st_size for path in to.glob("*/*.parquet") if path.parent != place)
@@ -121,11 +121,11 @@ def kept(job: Job, to: Path) -> bool:
             file.unlink()
     rows = [row for row in claims.read(job.folder / "claims.json", []) if row["notebook"] == job.stem[:2]]
     old = [row for row in claims.read(to / "claims.json", []) if row["notebook"] != job.stem[:2]]
-    storage.write(to / "claims.json", sorted(old + rows, key=lambda row: row["id"]))
+    files.write(to / "claims.json", sorted(old + rows, key=lambda row: row["id"]))
     entry = {"digest": job.digest, "parameters": ran, "n": sorted({row["n"] for row in rows if row["n"]})}
     entry |= {name: made[name] for name in FROM if name in made}
     entry |= {"tables": sorted(file.name for file in sizes), "left out (bytes)": left_out}
-    storage.write(to / "provenance.json", dict(sorted((known | {job.stem: entry}).items())))
+    files.write(to / "provenance.json", dict(sorted((known | {job.stem: entry}).items())))
     return True
 
 
@@ -144,7 +144,7 @@ def checked(job: Job, to: Path) -> bool:
         stamp = {"digest": job.digest, "parameters": now, "checked": f"{done} of {of} batches"}
         with LOCK:
             known = claims.read(to / "provenance.json")
-            storage.write(to / "provenance.json", known | {job.stem: known[job.stem] | stamp})
+            files.write(to / "provenance.json", known | {job.stem: known[job.stem] | stamp})
     return not wrong
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from .. import places
+from . import progress
 from .families import CHAT_TEMPLATES
 from .memory import check_room
 
@@ -261,14 +262,8 @@ def generate(pipe, prompts, *, seeds=0, **call) -> list:
 def quietly(pipe, seeds, **call):
     """A pipeline's own output, each row's noise from its seed on the CPU; no progress bar unless the user set one."""
     generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
-    silent = not hasattr(pipe, "_progress_bar_config")
-    if silent:
-        pipe.set_progress_bar_config(disable=True)
-    try:
+    with progress.reported(pipe, len(generators)):
         return pipe(generator=generators, **call)
-    finally:
-        if silent:
-            del pipe._progress_bar_config
 
 
 def check_lengths(pipe, prompts, limit: int | None) -> None:

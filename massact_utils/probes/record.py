@@ -8,7 +8,7 @@ import xarray as xr
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..places import whole
+from ..places import atomic_write
 
 
 class Record:
@@ -95,7 +95,7 @@ class Record:
             for name, tensor in zip(("ids", "values"), self[step, layer], strict=True):
                 tensors[f"{name}.{step}.{layer}"] = tensor.cpu().contiguous()
         header = {"grid": self.grid, "branch": self.branch, "timesteps": self.timesteps, "names": self.names}
-        with whole(Path(path)) as beside:
+        with atomic_write(Path(path)) as beside:
             save_file(tensors, beside, {"record": json.dumps(header)})
 
     @classmethod

@@ -21,7 +21,7 @@ from ..probes.channels import select_channels
 from ..probes.disrupt import Disrupt
 from ..probes.record import Record
 from ..probes.transport import Transport
-from ..results import storage
+from ..results import files
 from .controls import choice, explorer, whole
 
 
@@ -116,7 +116,7 @@ def kept(folder) -> tuple:
     """
     path = Path(folder, "explorer")
     if (path / "images.nc").exists():
-        data, record = storage.read(path / "images.nc").load(), Record.load(path / "record.safetensors")
+        data, record = files.read(path / "images.nc").load(), Record.load(path / "record.safetensors")
         images = [Image.fromarray(picture) for picture in data.picture.values.astype(np.uint8)]
         if "subject" in data:
             return "masks", record, images, data.subject.values > 0.5

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import massact_utils as mu
 from massact_utils.measures import masks
 from massact_utils.models import latents
-from massact_utils.places import whole
+from massact_utils.places import atomic_write
 from massact_utils.worlds import toyworld
 
 from ..loop import DEVICE
@@ -86,7 +86,7 @@ def splits(change, n) -> list[Scenes]:
         asked = [(n, "train", ground), (check, "test", ground), (check, "test", "drawn"), (check, "test", ground)]
         made = [encode(pipe, n, seed=10**6 * (i + 1), split=s, ground=g) for i, (n, s, g) in enumerate(asked)]
         file.parent.mkdir(parents=True, exist_ok=True)
-        with whole(file) as beside:
+        with atomic_write(file) as beside:
             torch.save([vars(scenes) for scenes in made], beside)
     return [Scenes(**fields) for fields in torch.load(file)]
 

@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
 import massact_utils as mu
-from massact_utils.places import whole
+from massact_utils.places import atomic_write
 
 from ..loop import DEVICE, autocast
 from .changes import permute_gates
@@ -172,7 +172,7 @@ def add_rows(file, made, rows) -> None:
         table = pd.concat([old, rows]) if len(old) else rows
         table = table.astype(TYPES)[COLUMNS].reset_index(drop=True)
         table.attrs = made | {"trial": made["steps"] < STEPS, "torch": torch.__version__.split("+")[0]}
-        with whole(file) as beside:
+        with atomic_write(file) as beside:
             table.to_parquet(beside, index=False, compression="zstd")
 
 
