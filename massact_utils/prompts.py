@@ -67,8 +67,8 @@ def _files(source: str) -> list[Path]:
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(/[\w./-]+)?", source):
         return _from_hub(source)
     raise ValueError(
-        f"prompts {source!r} is no bundled set ({', '.join(bundled)}), no file ({', '.join(FORMATS)}) and no data set of "
-        "the Hub (owner/name)"
+        f"prompts {source!r} is no bundled set ({', '.join(bundled)}), no file ({', '.join(FORMATS)}) and no data set "
+        "of the Hub (owner/name)"
     )
 
 

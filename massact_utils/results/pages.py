@@ -12,7 +12,7 @@ STYLE = "body{font:16px sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
 
 
 def write(executed: Path, folder: Path, home: Path, out: Path, parameters: dict) -> None:
-    """Bring an executed notebook, which came from the folder `home`, as .ipynb and as page into a folder under `out`."""
+    """Bring an executed notebook, which came from the folder `home`, as .ipynb and page into a folder under `out`."""
     import nbformat
     from nbconvert import HTMLExporter
     from traitlets.config import Config

@@ -198,7 +198,7 @@ def remote(address: str, workers: int | None):
 
 
 def watch(jobs: list[Job], futures: dict, out: Path) -> None:
-    """Wait for all, saying how far they are: one bar of all prompts, a table now and then, a line for each that ends."""
+    """Wait for all, saying how far they are: one bar of all prompts, a table now and then, a line where one ends."""
     from tqdm import tqdm
 
     shown = time.monotonic()

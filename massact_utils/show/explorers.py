@@ -124,8 +124,8 @@ def kept(folder) -> tuple:
     told = {file: dict(pair.split("=") for pair in file.stem.split(",")) for file in path.glob("*=*.webp")}
     if not told:
         raise FileNotFoundError(f"no explorer in {path}: neither images.nc nor pictures named as in 'k=4.webp'")
-    files = sorted(told, key=lambda file: [_rank(value) for value in told[file].values()])
-    pictures = {tuple(told[file].values()): Image.open(file).convert("RGB") for file in files}
+    ranked = sorted(told, key=lambda file: [_rank(value) for value in told[file].values()])
+    pictures = {tuple(told[file].values()): Image.open(file).convert("RGB") for file in ranked}
     return "gallery", pictures, tuple(next(iter(told.values())))
 
 
