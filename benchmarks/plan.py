@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import massact_utils as mu
-from massact_utils.models import memory
+from massact_utils.models.load import format_bytes
 
 PROMPTS = 1600
 RATE = 7.4e12 / 16.43  # operations a second on two cores: mask_cost.py's transformer at 64 x 64 tokens, and its time
@@ -88,8 +88,8 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
         "operations": "{:.2g}".format,
         "two cores": lambda s: f"{s / 60:.0f} min",
         "one H100, by arithmetic": "{:.1f} s".format,
-        "01 keeps": memory.words,
-        "03 keeps": memory.words,
+        "01 keeps": format_bytes,
+        "03 keeps": format_bytes,
     }
     return table.assign(**{name: table[name].map(word) for name, word in words.items()})
 
@@ -100,7 +100,7 @@ if __name__ == "__main__":
     together = pd.DataFrame([five.to_dict() | {"model": "the paper's five", "one H100, measured": "no GPU so far"}])
     print(shown(pd.concat([table, together]).fillna("")).to_string())
     hours = PROMPTS * five["one H100, by arithmetic"] / 3600
-    tables, records = (memory.words(PROMPTS * five[f"{notebook} keeps"]) for notebook in ("01", "03"))
+    tables, records = (format_bytes(PROMPTS * five[f"{notebook} keeps"]) for notebook in ("01", "03"))
     note = (
         f"An image; {PROMPTS} prompts are {hours:.0f} GPU hours, {tables} of 01's tables and {records} of 03's records."
     )

@@ -26,7 +26,7 @@ import standins
 import torch
 
 import massact_utils as mu
-from massact_utils.models import memory
+from massact_utils.models.load import format_bytes, weight_bytes
 
 HERE = Path(__file__).parent
 NOTEBOOKS = sorted((HERE.parent / "notebooks").glob("0[1-4]*.ipynb"))
@@ -104,9 +104,9 @@ def rehearse(name: str, depth: int | None, tokens: int, steps: int, out: Path, w
     _, pixels, call = standins.MODELS[name]
     side = isqrt(tokens) * pixels
     call = call | dict(num_inference_steps=steps, height=side, width=side)
-    if depth is None and sum(memory.weights(standins.build(name, device="meta")).values()) > room():
+    if depth is None and sum(weight_bytes(standins.build(name, device="meta")).values()) > room():
         depth = 2
-        print(f"{name} does not fit {memory.words(room())} in full depth: true width and {depth} + {depth} blocks")
+        print(f"{name} does not fit {format_bytes(room())} in full depth: true width and {depth} + {depth} blocks")
     folder = out / name
     standins.build(name, depth).save_pretrained(folder)
     pipe = mu.load(folder, dtype="bfloat16")
@@ -156,8 +156,8 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
         "beside plain generation": (table.seconds / table.images / table["plain seconds an image"]).map(
             "{:.2f}".format
         ),
-        "peak memory": table["peak bytes"].map(memory.words),
-        "on disk": table["disk bytes"].map(memory.words),
+        "peak memory": table["peak bytes"].map(format_bytes),
+        "on disk": table["disk bytes"].map(format_bytes),
     }
     return pd.DataFrame(columns)
 

@@ -7,7 +7,7 @@ import torch
 
 import massact_utils as mu
 import tiny
-from massact_utils.models import memory
+from massact_utils.models import load
 
 WORDS = ["a red star", "a blue circle", "a small star", "a red circle", "a blue star"]
 
@@ -53,32 +53,6 @@ def test_layers_and_steps_are_those_of_attach(klein):
     assert needs.disk == pytest.approx(kept, rel=0.1) and needs.device == needs.disk
 
 
-def test_rows_that_no_probe_sees_are_not_counted_as_kept(klein):
-    """Three of eight rows are recorded: the device holds three, and on disk are those of all images, as before."""
-    record = mu.Record(k=4)
-    three, eight = (mu.cost(klein, 8, record, at_once=n, **tiny.KLEIN).device for n in (3, 8))
-    needs = mu.cost(klein, 8, record, at_once=8, seen=3, written=[], **tiny.KLEIN)
-    assert (needs.device, needs.disk) == (three, 0) and three < eight
-    assert mu.cost(klein, 8, record, at_once=8, **tiny.KLEIN).device == eight
-
-
-def test_pictures_that_are_shown_are_forwards_and_no_images(found):
-    _, pipe, call = found
-    record, calls = mu.Record(k=3), []
-    plain, needs = (mu.cost(pipe, [2], record, at_once=2, shown=n, **call) for n in (0, 1))
-    (image,) = mu.generate(pipe, WORDS[:1], **call)
-    handle = pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
-    mu.noised_source(pipe, [image] * 2, record, prompt=WORDS[:2], **call)
-    handle.remove()
-    assert needs.forwards - plain.forwards == len(calls) and needs.images == plain.images
-
-
-@pytest.mark.parametrize("wrong", [dict(seen=0), dict(shown=-1)])
-def test_what_cannot_be_counted_is_refused(klein, wrong):
-    with pytest.raises(ValueError, match="give 1 row or more, and 0 batches or more"):
-        mu.cost(klein, 8, **wrong)
-
-
 def test_the_pipeline_is_as_it_was(klein):
     before = mu.generate(klein, WORDS[0], **tiny.KLEIN)[0]
     mu.cost(klein, 1, **tiny.KLEIN)
@@ -96,7 +70,7 @@ def test_counts_below_one_are_refused(klein, images, at_once):
 
 
 def test_weights_are_the_parameters_bytes(klein):
-    found = memory.weights(klein)
+    found = load.weight_bytes(klein)
     assert found["transformer"] == sum(p.numel() * 4 for p in klein.transformer.parameters())
     assert [*found.values()] == sorted(found.values(), reverse=True) and "tokenizer" not in found
 
@@ -113,12 +87,29 @@ def test_weights_are_the_parameters_bytes(klein):
     ],
 )
 def test_weights_larger_than_the_gpu_are_refused_with_what_fits(klein, monkeypatch, there, offload, words):
-    all_of_it = sum(memory.weights(klein).values())
+    all_of_it = sum(load.weight_bytes(klein).values())
     gpu = SimpleNamespace(total_memory=there * all_of_it)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     if words is None:
-        memory.check_room(klein, "cuda", offload)
+        load.check_room(klein, "cuda", offload)
     else:
         with pytest.raises(RuntimeError, match=words):
-            memory.check_room(klein, "cuda", offload)
-    memory.check_room(klein, "cpu")
+            load.check_room(klein, "cuda", offload)
+    load.check_room(klein, "cpu")
+
+
+def test_quantised_weights_have_the_bytes_of_the_tensors_inside():
+    """Of a tensor that holds others, as torchao's do: int8 values and scales in the place of float32."""
+    values, scales = torch.zeros(8, 4, dtype=torch.int8), torch.zeros(8)
+
+    class Quantised(torch.Tensor):
+        @staticmethod
+        def __new__(cls):
+            return torch.Tensor._make_wrapper_subclass(cls, (8, 4), dtype=torch.float32)
+
+        def __tensor_flatten__(self):
+            return ["values", "scales"], None
+
+    weight = Quantised()
+    weight.values, weight.scales = values, scales
+    assert load.tensor_bytes(weight) == values.nbytes + scales.nbytes

@@ -1,201 +1,196 @@
 """Models: loading a pipeline by name, and generating with it so that a row's noise depends on its seed alone."""
 
 import inspect
+import logging
 import re
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from operator import index
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from .. import places
 from . import progress
 from .families import CHAT_TEMPLATES
-from .memory import check_room
 
 TOY = places.data("toy", "klein")
 
-TOY_CALL = dict(num_inference_steps=16, guidance_scale=3.0, height=96, width=96, max_sequence_length=30)
-MEGAPIXEL = dict(height=1024, width=1024)
+
+def _call(pixels: int, steps: int, **more) -> dict:
+    return dict(height=pixels, width=pixels, num_inference_steps=steps, **more)
+
 
 # name -> (Hub id or folder, what the pipeline is called with, as the model's card advises)
 KNOWN = {
-    "toy": (TOY, TOY_CALL | {"text_encoder_out_layers": (1, 2, 3)}),
-    "flux.1-dev": ("black-forest-labs/FLUX.1-dev", MEGAPIXEL | dict(num_inference_steps=28, guidance_scale=3.5)),
+    "toy": (TOY, _call(96, 16, guidance_scale=3.0, max_sequence_length=30, text_encoder_out_layers=(1, 2, 3))),
+    "flux.1-dev": ("black-forest-labs/FLUX.1-dev", _call(1024, 28, guidance_scale=3.5)),
     "flux.1-schnell": (
         "black-forest-labs/FLUX.1-schnell",
-        MEGAPIXEL | dict(num_inference_steps=4, guidance_scale=0.0, max_sequence_length=256),
+        _call(1024, 4, guidance_scale=0.0, max_sequence_length=256),
     ),
-    "flux.2-klein-4b": (
-        "black-forest-labs/FLUX.2-klein-4B",
-        MEGAPIXEL | dict(num_inference_steps=4, guidance_scale=1.0),
-    ),
-    "flux.2-klein-9b": (
-        "black-forest-labs/FLUX.2-klein-9B",
-        MEGAPIXEL | dict(num_inference_steps=4, guidance_scale=1.0),
-    ),
-    "qwen-image": (
-        "Qwen/Qwen-Image",
-        dict(height=1328, width=1328, num_inference_steps=50, true_cfg_scale=4.0, negative_prompt=" "),
-    ),
-    "sana-1.5-1.6b": (
-        "Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers",
-        MEGAPIXEL | dict(num_inference_steps=20, guidance_scale=4.5),
-    ),
-    "sana-1.5-4.8b": (
-        "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers",
-        MEGAPIXEL | dict(num_inference_steps=20, guidance_scale=4.5),
-    ),
-    "sd3.5-medium": (
-        "stabilityai/stable-diffusion-3.5-medium",
-        MEGAPIXEL | dict(num_inference_steps=40, guidance_scale=4.5),
-    ),
-    "sd3.5-large": (
-        "stabilityai/stable-diffusion-3.5-large",
-        MEGAPIXEL | dict(num_inference_steps=28, guidance_scale=3.5),
-    ),
-    "pixart-sigma": (
-        "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
-        MEGAPIXEL | dict(num_inference_steps=20, guidance_scale=4.5),
-    ),
-    "z-image-turbo": ("Tongyi-MAI/Z-Image-Turbo", MEGAPIXEL | dict(num_inference_steps=8, guidance_scale=0.0)),
+    "flux.2-klein-4b": ("black-forest-labs/FLUX.2-klein-4B", _call(1024, 4, guidance_scale=1.0)),
+    "flux.2-klein-9b": ("black-forest-labs/FLUX.2-klein-9B", _call(1024, 4, guidance_scale=1.0)),
+    "qwen-image": ("Qwen/Qwen-Image", _call(1328, 50, true_cfg_scale=4.0, negative_prompt=" ")),
+    "sana-1.5-1.6b": ("Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers", _call(1024, 20, guidance_scale=4.5)),
+    "sana-1.5-4.8b": ("Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers", _call(1024, 20, guidance_scale=4.5)),
+    "sd3.5-medium": ("stabilityai/stable-diffusion-3.5-medium", _call(1024, 40, guidance_scale=4.5)),
+    "sd3.5-large": ("stabilityai/stable-diffusion-3.5-large", _call(1024, 28, guidance_scale=3.5)),
+    "pixart-sigma": ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", _call(1024, 20, guidance_scale=4.5)),
+    "z-image-turbo": ("Tongyi-MAI/Z-Image-Turbo", _call(1024, 8, guidance_scale=0.0)),
 }
-# Known models whose float16 diffusers clips at 65,504, massive activations first, or that were trained in bfloat16.
-NEEDS_RANGE = ("toy", "flux.1", "flux.2", "qwen-image", "sana", "z-image")
+# Classes whose float16 diffusers clips at 65,504, massive activations first, or that were trained in bfloat16.
+NEEDS_RANGE = ("Flux", "Flux2", "QwenImage", "Sana", "ZImage")
 OFFLOAD = ("model", "sequential", "group")
-MODULAR = (
-    "is a modular pipeline, which `load` does not know; make it with diffusers.ModularPipeline.from_pretrained(...), "
-    "call its load_components(...), and give it to `attach`"
-)
 
 
-def load(name="toy", *, revision=None, device=None, dtype=None, offload=None):
+def load(name="toy", *, revision=None, variant=None, device=None, dtype=None, offload=None):
     """A diffusers pipeline, unpatched, by a known name, a Hub id or a local folder; weights from safetensors only.
 
     `device` is cuda where there is one, else cpu; `dtype` (a torch.dtype or its name) bfloat16 on cuda, float32 on cpu.
     A GPU without bfloat16 of its own, such as Colab's T4, gets float16, or float32 where its range is too small for
-    the model (NEEDS_RANGE), and `load` prints which. `offload` keeps weights on the host and brings them in as needed:
-    "model", "sequential" or "group" (needs an accelerator). An empty `device`, `dtype` or `offload` is none given.
+    the model (NEEDS_RANGE), and `load` prints which. `variant` is that of the files, such as "fp16". `offload` keeps
+    weights on the host and brings them in as needed: "model", "sequential" or "group" (needs an accelerator).
 
     Raises ValueError for an unknown name, dtype or offload, FileNotFoundError for a folder that is not a pipeline with
-    safetensors, and RuntimeError, with the reason, for a model that the Hub does not hand over, whose files are damaged
-    or whose weights are larger than the GPU.
+    safetensors, and RuntimeError for weights that are damaged, that do not fit their classes or that are larger than
+    the GPU.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or _best_dtype(str(name), torch.device(device))
-    given, dtype = dtype, getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(dtype, torch.dtype):
+    given, dtype = dtype, getattr(torch, dtype, None) if isinstance(dtype, str) and dtype else dtype
+    if given and not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype {given!r} is unknown; allowed: 'bfloat16', 'float32', 'float16' or a torch.dtype")
     if offload and offload not in OFFLOAD:
         raise ValueError(f"offload {offload!r} is unknown; allowed: {', '.join(OFFLOAD)}, or None")
-    where = _resolve(str(name))
-    options = dict(revision=revision, torch_dtype=dtype, use_safetensors=True)
-    with quiet(isinstance(where, Path)):
-        if isinstance(where, Path):
-            pipe = _from_folder(where, options)
-        else:
-            pipe = _from_hub(where, options)
+    where = _resolve(str(name), variant)
+    if not dtype:
+        parts = DiffusionPipeline.load_config(where, revision=revision)
+        dtype = _best_dtype(parts.get("transformer", ["", ""])[1] or "", torch.device(device))
+    options = dict(revision=revision, variant=variant, torch_dtype=dtype, use_safetensors=True)
+    with quiet(isinstance(where, Path)), _reports() as reports:
+        try:
+            pipe = DiffusionPipeline.from_pretrained(where, **options)
+        except (OSError, ValueError, SafetensorError) as error:
+            damaged = [str(path.relative_to(where)) for path in Path(where).glob("*/*.safetensors") if not _reads(path)]
+            if not damaged:
+                raise
+            raise RuntimeError(f"{', '.join(damaged)} of {name!r} is damaged; install or download it again") from error
+    if reports:
+        raise RuntimeError(
+            f"the weights of {name!r} do not fit its classes:\n{reports[0]}\ndownload or install it again"
+        )
     check_room(pipe, device, offload)
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
     elif offload == "group":
-        pipe.enable_group_offload(
-            onload_device=torch.device(device), offload_type="leaf_level", use_stream=torch.cuda.is_available()
-        )
+        stream = torch.cuda.is_available()
+        pipe.enable_group_offload(onload_device=torch.device(device), offload_type="leaf_level", use_stream=stream)
     else:
         pipe.to(device)
     return pipe
 
 
-def _resolve(name: str) -> Path | str:
+def _resolve(name: str, variant) -> Path | str:
     """A checked local folder (Path) or a Hub id (str)."""
     where = KNOWN.get(name, (name,))[0]
     folder = Path(where).expanduser()
-    if name == "toy" and not folder.exists():
-        raise FileNotFoundError(f"the embedded model is not there ({folder}); make it with: python -m training klein")
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file() and (folder / "modular_model_index.json").is_file():
-            raise FileNotFoundError(f"{name!r} {MODULAR}")
-        if not (folder / "model_index.json").is_file():
-            raise FileNotFoundError(f"{name!r} is a folder without model_index.json, so not a diffusers pipeline")
-        if not any(folder.glob("*/*.safetensors")):
+    if not folder.is_dir():
+        if name in KNOWN and isinstance(where, Path):
             raise FileNotFoundError(
-                f"{name!r} holds no *.safetensors; save it again with save_pretrained(..., safe_serialization=True)"
+                f"the embedded model is not there ({where}); make it with: python -m training klein"
             )
-        return folder
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(where)):
-        raise ValueError(
-            f"model {name!r} is no known name, no folder and no Hub id (owner/name); known: {', '.join(KNOWN)}"
+        if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(where)):
+            raise ValueError(
+                f"model {name!r} is no known name, no folder and no Hub id (owner/name); known: {', '.join(KNOWN)}"
+            )
+        return str(where)
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"{name!r} is a folder without model_index.json, so not a diffusers pipeline; a modular one is loaded with "
+            "diffusers.ModularPipeline.from_pretrained(...), and `attach` takes it"
         )
-    return str(where)
+    files = [path.name for path in folder.glob("*/*.safetensors")]
+    if not files:
+        raise FileNotFoundError(
+            f"{name!r} holds no *.safetensors; save it again with save_pretrained(..., safe_serialization=True)"
+        )
+    variants = {re.search(r"(?:\.(\w+?))?(?:-\d+-of-\d+)?\.safetensors$", file)[1] for file in files}
+    if variant not in variants:
+        raise FileNotFoundError(
+            f"{name!r} has no weights of variant {variant!r}; there are: {sorted(map(str, variants))}"
+        )
+    return folder
 
 
-def _best_dtype(name: str, device) -> torch.dtype:
-    """The dtype that a device computes by itself and in which a model does not overflow."""
+def _best_dtype(transformer: str, device) -> torch.dtype:
+    """The dtype that a device computes by itself and in which a class of transformers does not overflow."""
     if device.type != "cuda":
         return torch.float32
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
-    wide = name.startswith(NEEDS_RANGE)
+    wide = transformer in {f"{family}Transformer2DModel" for family in NEEDS_RANGE}
     why = "float16 would clip this model's largest activations" if wide else "if values overflow, try dtype='float32'"
     print(f"{torch.cuda.get_device_name(device)} has no bfloat16: {'float32' if wide else 'float16'} is taken; {why}")
     return torch.float32 if wide else torch.float16
 
 
-def _from_folder(folder: Path, options: dict):
-    """Load a local pipeline; a file that does not read is named."""
+def _reads(path: Path) -> bool:
     try:
-        return DiffusionPipeline.from_pretrained(str(folder), **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        for file in sorted(folder.glob("*/*.safetensors")):
-            try:
-                with safe_open(file, "pt"):
-                    pass
-            except SafetensorError as broken:
-                raise RuntimeError(
-                    f"{file.relative_to(folder)} of the model at {folder} is damaged ({broken}); download or install "
-                    "it again"
-                ) from error
-        raise
+        with safe_open(path, "pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
-def _from_hub(name: str, options: dict):
-    """Load from the Hub: say how much there is to load, and in plain words what went wrong."""
-    try:
-        files = HfApi().model_info(name, revision=options["revision"], files_metadata=True, timeout=10).siblings
-        weights = sum(f.size or 0 for f in files if f.rfilename.endswith(".safetensors") and "/" in f.rfilename)
-        print(f"{name}: {weights / 1e9:.1f} GB of weights; what is not in the local cache is downloaded now")
-        names = {f.rfilename for f in files}
-        modular = "modular_model_index.json" in names and "model_index.json" not in names
-    except Exception:  # the loading itself tells what is wrong
-        modular = False
-    if modular:
-        raise RuntimeError(f"{name!r} {MODULAR}")
-    try:
-        return DiffusionPipeline.from_pretrained(name, **options)
-    except OSError as error:
-        causes, cause = [], error
-        while cause is not None:
-            causes.append(cause)
-            cause = cause.__cause__ or cause.__context__
-        known = (
-            (GatedRepoError, f"it is gated: accept its terms at https://huggingface.co/{name} and run `hf auth login`"),
-            (RevisionNotFoundError, f"it has no revision {options['revision']!r}"),
-            (RepositoryNotFoundError, "the Hub knows no such model, or it is private"),
-            (ConnectionError, "the Hub cannot be reached, and the model is not in the local cache"),
+def weight_bytes(pipe) -> dict[str, int]:
+    """Bytes of the weights of a pipeline's components, the largest first."""
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    sizes = {name: sum(map(tensor_bytes, [*part.parameters(), *part.buffers()])) for name, part in parts.items()}
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def tensor_bytes(x: torch.Tensor) -> int:
+    """Bytes of a tensor, and of a quantised one those of the tensors inside, not of the original."""
+    if hasattr(x, "__tensor_flatten__"):
+        return sum(tensor_bytes(getattr(x, name)) for name in x.__tensor_flatten__()[0])
+    return x.nbytes
+
+
+def format_bytes(n: float) -> str:
+    """Bytes to three digits.
+
+    >>> format_bytes(1_234_567)
+    '1.23 MB'
+    """
+    for unit in ("B", "kB", "MB"):
+        if n < 999.5:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} GB" if n < 999.5 else f"{n / 1000:.3g} TB"
+
+
+def check_room(pipe, device, offload: str | None = None) -> None:
+    """Raise RuntimeError, with what would fit, for weights that are larger than the GPU they go to."""
+    device = torch.device(device)
+    if device.type != "cuda" or offload in ("group", "sequential"):
+        return
+    room, parts = torch.cuda.get_device_properties(device).total_memory, weight_bytes(pipe)
+    name, largest = next(iter(parts.items()))
+    needed = largest if offload else sum(parts.values())
+    if needed > room:
+        fits = "offload='group'"
+        if largest <= room and not offload:
+            fits = f"offload='model' ({format_bytes(largest)}) or 'group'"
+        raise RuntimeError(
+            f"the {name + ' alone' if offload else 'model'} has {format_bytes(needed)} of weights, and the GPU "
+            f"{format_bytes(room)} of memory; load with {fits}, which keeps one layer there at a time"
         )
-        network = any(word in type(cause).__name__ for cause in causes for word in ("Connect", "Timeout", "Offline"))
-        reasons = [why for kind, why in known for cause in causes if isinstance(cause, kind)]
-        reason = reasons[0] if reasons else known[3][1] if network else str(error)
-        raise RuntimeError(f"model {name!r} was not loaded: {reason}") from error
 
 
 @contextmanager
@@ -211,6 +206,19 @@ def quiet(local: bool):
     finally:
         for log in loggers:
             log.enable_progress_bar()
+
+
+@contextmanager
+def _reports():
+    """Inside, a list of what the libraries report of weights that are missing, or that no part takes."""
+    reports, handler = [], logging.Handler(logging.WARNING)
+    words = re.compile("newly initialized|not used when initializing|MISSING|MISMATCH")
+    handler.emit = lambda record: words.search(record.getMessage()) and reports.append(record.getMessage())
+    with ExitStack() as stack:
+        for logger in map(logging.getLogger, ("diffusers", "transformers")):
+            logger.addHandler(handler)
+            stack.callback(logger.removeHandler, handler)
+        yield reports
 
 
 def defaults(pipe) -> dict:
@@ -242,9 +250,7 @@ def generate(pipe, prompts, *, seeds=0, **call) -> list:
     wrong = [p for p in prompts if not isinstance(p, str if target == "prompt" else int)]
     if wrong:
         raise TypeError(f"prompt {wrong[0]!r} is not {'text' if target == 'prompt' else 'a class label (int)'}")
-    seeds = [seeds + i for i in range(len(prompts))] if isinstance(seeds, int) else list(seeds)
-    if len(seeds) != len(prompts):
-        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give the first seed, or one for each")
+    seeds = spread_seeds(seeds, len(prompts))
     call = {name: value for name, value in defaults(pipe).items() if name in accepted} | call
     if target == "prompt":
         check_lengths(
@@ -257,6 +263,26 @@ def generate(pipe, prompts, *, seeds=0, **call) -> list:
             call[name] = [call[name]] * len(prompts)
     made = quietly(pipe, seeds, **{target: prompts}, **call)
     return list(made.images if hasattr(made, "images") else made.frames)
+
+
+def spread_seeds(seeds, n: int) -> list[int]:
+    """A seed for each of n rows: an integer, NumPy's too, is the first of consecutive ones.
+
+    Raises ValueError for another number of seeds, TypeError for what is not an integer.
+
+    >>> spread_seeds(3, 2)
+    [3, 4]
+    """
+    if hasattr(seeds, "__index__") and not getattr(seeds, "ndim", 0):
+        seeds = [index(seeds) + i for i in range(n)]
+    elif not hasattr(seeds, "__len__"):
+        raise TypeError(f"seeds = {seeds!r} are no integers; give the first seed, or one for each row")
+    seeds = list(seeds)
+    if len(seeds) != n:
+        raise ValueError(f"{len(seeds)} seeds for {n} prompts; give the first seed, or one for each")
+    if wrong := [seed for seed in seeds if not hasattr(seed, "__index__")]:
+        raise TypeError(f"seed {wrong[0]!r} is not an integer")
+    return [*map(index, seeds)]
 
 
 def quietly(pipe, seeds, **call):
