@@ -100,16 +100,18 @@ def test_weights_larger_than_the_gpu_are_refused_with_what_fits(klein, monkeypat
 
 def test_quantised_weights_have_the_bytes_of_the_tensors_inside():
     """Of a tensor that holds others, as torchao's do: int8 values and scales in the place of float32."""
-    values, scales = torch.zeros(8, 4, dtype=torch.int8), torch.zeros(8)
+    integers, scales = torch.zeros(8, 4, dtype=torch.int8), torch.zeros(8)
 
     class Quantised(torch.Tensor):
         @staticmethod
         def __new__(cls):
             return torch.Tensor._make_wrapper_subclass(cls, (8, 4), dtype=torch.float32)
 
+        __torch_dispatch__ = None
+
         def __tensor_flatten__(self):
-            return ["values", "scales"], None
+            return ["integers", "scales"], None
 
     weight = Quantised()
-    weight.values, weight.scales = values, scales
-    assert load.tensor_bytes(weight) == values.nbytes + scales.nbytes
+    weight.integers, weight.scales = integers, scales
+    assert load.tensor_bytes(weight) == integers.nbytes + scales.nbytes
