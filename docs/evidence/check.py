@@ -47,23 +47,24 @@ def recomputed(job, loops: dict, published: Path) -> tuple[int, int, list[str]]:
                 drawn[f"{loop}-{i:05d}"] = table[at]
             else:
                 files.write(folder / "parts" / f"{loop}-{i:05d}.parquet", table[at], checksum=True)
-    error, compared, wrong = _execute(job, folder, drawn, whole=len(drawn) == of), 0, []
+    whole, compared, wrong = len(drawn) == of, 0, []
+    error = _execute(job, folder, drawn, whole)
     for name, rows in drawn.items():
         made = _made(folder, name)
         if not made:
             wrong.append(f"batch {name} was not computed: {error}")
         elif len(rows):
-            short = name.rpartition("-")[0] not in job.tables
-            wrong += [
-                f"batch {name}, {words}" for words in differences(rows, brief(made) if short else long(made, rows))
-            ]
+            new = long(made, rows) if name.rpartition("-")[0] in job.tables else brief(made)
+            wrong += [f"batch {name}, {words}" for words in differences(rows, new)]
             compared += 1
-    for file in published.glob("*.parquet"):
-        for path in [path for path in folder.glob(f"{file.stem}.*") if path.suffix in files.SUFFIXES]:
-            known, new = pd.read_parquet(file), tidy(path)
-            wrong += [f"table {file.stem}, {words}" for words in differences(known, new)]
-            wrong += [f"table {file.stem} has {len(new)} rows, not {len(known)}"] * (len(known) != len(new))
-    compared = of if len(drawn) == of else compared
+    for name in {file.stem for file in published.glob("*.parquet")} - {*loops, *job.live.get("tables", ())}:
+        paths = [path for path in folder.glob(f"{name}.*") if path.suffix in files.SUFFIXES]
+        for path in paths:
+            known, new = pd.read_parquet(published / f"{name}.parquet"), tidy(path)
+            wrong += [f"table {name}, {words}" for words in differences(known, new)]
+            wrong += [f"table {name} has {len(new)} rows, not {len(known)}"] * (len(known) != len(new))
+        wrong += [f"table {name} was not made: {error}"] * (whole and not paths)
+        compared = of if whole else compared
     return compared, of, wrong or ["no table holds its batches row by row"] * (not compared)
 
 
@@ -78,12 +79,10 @@ def differences(known: pd.DataFrame, new: pd.DataFrame) -> list[str]:
     lost = both[both._merge != "both"]
     if len(lost):
         return [f"{len(lost)} of {len(both)} rows have no counterpart, the first: {dict(lost.iloc[0][keys])}"]
-    found = []
+    found = [] if values else ["no column of numbers is in both"]
     for name in values:
         a, b = both[name].to_numpy(float), both[f"{name} known"].to_numpy(float)
-        far = ~np.isclose(
-            a, b, rtol=0, atol=CLOSE * np.nanmax(np.abs(known[name].to_numpy(float)), initial=0), equal_nan=True
-        )
+        far = ~np.isclose(a, b, rtol=0, atol=CLOSE * np.nanmax(np.abs(b), initial=0), equal_nan=True)
         if far.sum() > max(1, FLIPS * len(far)):
             i = int(np.argmax(np.where(far, np.nan_to_num(np.abs(a - b), nan=np.inf), 0)))
             found.append(
@@ -129,7 +128,9 @@ def _made(folder: Path, name: str) -> Path | None:
 
 def _execute(job, folder: Path, drawn: dict, whole: bool) -> str:
     """Execute a notebook until the drawn batches are on disk, or to its end where all are drawn; the first error."""
-    notebook = parameterize_notebook(load_notebook_node(str(job.notebook)), job.given | {"out_dir": str(folder)})
+    notebook = parameterize_notebook(
+        load_notebook_node(str(job.notebook)), job.given | job.live.get("parameters", {}) | {"out_dir": str(folder)}
+    )
     client, errors = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": "."}}), []
     with client.setup_kernel(env=os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}):
         for i, cell in enumerate(notebook.cells):

@@ -37,12 +37,11 @@ def row(id: str, model: str, old: dict | None = None, found=None, *, n=None, **w
     if stated["threshold"] is None:
         raise ValueError(f"{id} has no threshold; state one before the computation, as in threshold=0, side='above'")
     if found:
-        was, now = ((words.get("threshold"), words.get("side")) for words in (before, stated))
-        if was[0] is not None and was != now:
-            raise ValueError(
-                f"{id} was stated {was[1]} {was[0]} and is found {now[1]} {now[0]}; state it anew, without a value"
-            )
-        numbers = dict(zip(FOUND, [*map(_finite, found), None if n is None else int(n)], strict=True))
+        was, now = (f"{said.get('side')} {said.get('threshold')}" for said in (before or stated, stated))
+        if was != now:
+            raise ValueError(f"{id} was stated {was} and is found {now}; state it anew, without a value")
+        finite = [float(x) if x is not None and math.isfinite(x) else None for x in found]
+        numbers = dict(zip(FOUND, [*finite, None if n is None else int(n)], strict=True))
     else:
         same = all(stated[name] == before.get(name) for name in STATED if name != "note")
         numbers = {name: old.get(name) if same else None for name in FOUND}
@@ -146,12 +145,12 @@ def _compared(row: dict, known: dict | None) -> tuple[str, str]:
     """What is published of a claim, and how this run's row stands to it."""
     if known is None or known["value"] is None:
         return "none", ""
-    if row["value"] is None or (row["measure"], row["threshold"]) != (known["measure"], known["threshold"]):
-        return _rounded(known), "other parameters" if row["value"] is not None else ""
-    if row["low"] is None:
-        same = f"{row['value']:.2g}" == f"{known['value']:.2g}"
-    else:
-        same = row["low"] <= known["value"] <= row["high"]
+    if row["value"] is None:
+        return _rounded(known), ""
+    if (row["measure"], row["threshold"]) != (known["measure"], known["threshold"]):
+        return _rounded(known), "other parameters"
+    inside = row["low"] is not None and row["low"] <= known["value"] <= row["high"]
+    same = inside or (row["low"] is None and f"{row['value']:.2g}" == f"{known['value']:.2g}")
     return _rounded(known), "agrees" if same else "differs"
 
 
@@ -173,7 +172,3 @@ def _decided_by(row: dict) -> str:
     if most > UNDECIDABLE:
         return f", and {UNDECIDABLE:,} would not decide"
     return f", about {round(most, 2 - len(str(most))):,} would decide"
-
-
-def _finite(x: float | None) -> float | None:
-    return None if x is None or not math.isfinite(x) else float(x)
