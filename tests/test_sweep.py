@@ -206,11 +206,13 @@ def test_good_values_pass_and_choices_are_those_of_the_package():
     "path", sorted((sweep.Path(__file__).parents[1] / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem
 )
 def test_the_notebooks_own_values_are_possible(path):
-    (cell,) = [c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
-    namespace = {}
-    exec(cell.source, namespace)
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    smallest = {name: n for cell in cells for name, n in parameters.least(cell.source).items()}
+    exec(cell.source, namespace := {})
     kinds = parameters.declared(cell.source)
-    assert parameters.wrong({name: namespace[name] for name in kinds}, kinds) == []
+    assert parameters.wrong({name: namespace[name] for name in kinds}, kinds, smallest) == []
+    assert any("mu.parameters.read(globals()" in cell.source for cell in cells), "a bad value is noticed late, or never"
 
 
 def test_papermill_itself_stops_at_a_misspelt_parameter(folder):
