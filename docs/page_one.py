@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from massact_utils.results import claims, files
-from massact_utils.show import plots
+from massact_utils.show import plots, views
 
 SHOWN = 4  # the first prompts, and the first pairs
 
@@ -33,15 +33,11 @@ def results_of(runs, name) -> Path:
 def disrupted(folder) -> dict:
     """Images of the first prompts by edit of the top channels."""
     k = claims.read(folder / "parameters.json")["k"]
-    arms = {"untouched": "untouched,k=0,mode=zero", f"top {k} channels\nzeroed": f"top,k={k},mode=zero"}
-    arms |= {
-        "their level\nreplaced": f"top,k={k},mode=no level",
-        "their pattern\nremoved": f"top,k={k},mode=no pattern",
-    }
-    files = {
-        (name, i): folder / f"explorer/prompt={i},which={arm}.webp" for name, arm in arms.items() for i in range(SHOWN)
-    }
-    return {at: np.asarray(Image.open(file).convert("RGB")) for at, file in files.items()}
+    arms = {"untouched": dict(beside="untouched"), f"top {k} channels\nzeroed": dict(set="top", k=k, edit="zero")}
+    arms |= {"their level\nreplaced": dict(set="top", k=k, edit="no level")}
+    arms |= {"their pattern\nremoved": dict(set="top", k=k, edit="no pattern")}
+    paths = {(name, i): folder / views.name(prompt=i, **arm) for name, arm in arms.items() for i in range(SHOWN)}
+    return {at: np.asarray(Image.open(file).convert("RGB")) for at, file in paths.items()}
 
 
 def transported(folder) -> dict:

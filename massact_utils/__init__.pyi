@@ -10,7 +10,7 @@ from .probes.record import Record
 from .probes.transport import Transport, noised_source
 from .results import parameters
 from .results.run import Run
-from .show import explorers, plots
+from .show import plots, views
 
 __all__ = [
     "FAMILIES",
@@ -25,7 +25,6 @@ __all__ = [
     "blocks",
     "cost",
     "experiments",
-    "explorers",
     "generate",
     "iou",
     "load",
@@ -41,5 +40,6 @@ __all__ = [
     "select_channels",
     "show",
     "token_masks",
+    "views",
     "worlds",
 ]

@@ -8,6 +8,7 @@ import xarray as xr
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from massact_utils.measures.evidence import paired_interval
 from massact_utils.show import plots
 
 matplotlib.use("Agg")
@@ -36,53 +37,17 @@ def test_a_mask_among_pictures_is_enlarged(ax):
     assert sheet[int(y), int(x) - 3].tolist() == [255] * 3 and sheet[int(y), int(x) + 3].tolist() == [0] * 3
 
 
-def test_means_have_an_interval_over_images_and_none_over_draws(ax):
-    values = [[[1.0, 3.0], [2.0, 6.0]] * 4, [[3.0, 5.0], [4.0, 8.0]] * 4]
-    values = xr.DataArray(values, dims=("draw", "image", "step"))
-    assert plots.means([1.0, 0.5], values, ax=ax, label="outside") is ax
-    (line,) = [line for line in ax.lines if line.get_linestyle() == "-"]
-    assert line.get_ydata().tolist() == [2.5, 5.5] and line.get_color() == plots.COLOURS["outside"]
-    low, high = ax.collections[0].get_segments()[0][:, 1]
-    assert (low + high) / 2 == pytest.approx(2.5) and high - low == pytest.approx(2 * 2.365 * 0.189, rel=1e-3)
-
-
-def test_bars_lie_in_groups_and_each_ends_at_its_mean(ax):
-    values = {"subject": {"top": [0.2, 0.4], "pixels": [0.6, 0.8]}, "ground": {"top": [0.5, 0.7], "pixels": [0.1, 0.1]}}
-    assert plots.bars(values, ax=ax) is ax
-    found = {
-        (round(bar.get_y() + bar.get_height() / 2), to_hex(bar.get_facecolor()).upper()): bar for bar in ax.patches
-    }
-    for at, group in enumerate(values.values()):
-        for name, scores in group.items():
-            assert found[at, plots.COLOURS[name]].get_width() == pytest.approx(np.mean(scores))
-    assert [label.get_text() for label in ax.get_yticklabels()] == [*values]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["top", "pixels"]
-
-
 def test_small_pictures_have_no_side_above_the_limit_and_the_images_own_pixels():
     images = np.random.default_rng(0).integers(0, 256, (2, 96, 300, 3))
     found = plots.small(images, 128)
     assert found.shape == (2, 96, 100, 3) and (found == images[:, :, ::3]).all()
 
 
-def test_an_atlas_has_a_band_of_steps_for_each_layer_and_a_column_for_each_channel(ax):
-    ratio = xr.DataArray(
-        np.arange(1.0, 25.0).reshape(3, 2, 4),
-        {"step": [0, 5, 9], "layer": [4, 7], "channel": [31, 2, 8, 5]},
-        ("step", "layer", "channel"),
-    )
-    assert plots.atlas(ratio, ax=ax) is ax
-    picture = ax.images[0].get_array()  # layer and step, channel
-    assert picture.shape == (6, 4)
-    assert picture[3 + 2, 1] == ratio.sel(layer=7, step=9, channel=2) and picture[1, 3] == ratio.sel(layer=4, step=5)[3]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["31", "2", "8", "5"]
-
-
 def test_components_are_bars_that_end_where_the_next_begins(ax):
     shares = pd.DataFrame({"constant": [0.5, 0.1], "prompt": [0.3, 0.2], "seed": [0.2, 0.7]}, index=[44, 189])
     assert plots.components(shares, ax=ax) is ax
     bars = {(round(bar.get_x(), 9), round(bar.get_width(), 9)): bar.get_y() for bar in ax.patches}
-    assert bars[0.5, 0.3] == bars[0, 0.5] > bars[0, 0.1] == bars[0.1, 0.2]
+    assert bars[0.5, 0.3] == bars[0, 0.5] < bars[0, 0.1] == bars[0.1, 0.2] and ax.yaxis_inverted()
     assert [label.get_text() for label in ax.get_yticklabels()] == ["44", "189"]
 
 
@@ -96,32 +61,136 @@ def test_tiles_show_each_map_by_its_sign_and_a_videos_first_frame(ax):
     assert [text.get_text() for text in ax.texts] == ["7", "1", "9"]
 
 
-def test_a_contrast_has_a_dot_for_each_name_at_its_mean(ax):
-    draws = np.arange(16.0).reshape(8, 2, 1)
-    assert plots.contrast({"top, moved": np.array([1.0, 3.0]), "outside": draws}, ax=ax) is ax
-    dots = [container.lines[0] for container in ax.containers]
-    assert [(float(dot.get_xdata()[0]), float(dot.get_ydata()[0])) for dot in dots] == [(2, 0), (7.5, 1)]
-    assert [to_hex(dot.get_color()) for dot in dots] == [plots.COLOURS[name].lower() for name in ("top", "outside")]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["top, moved", "outside"] and ax.yaxis_inverted()
+def segment(bars):
+    """The ends of the first interval of a container of error bars, as (x, y) and (x, y)."""
+    return bars.lines[2][0].get_segments()[0]
+
+
+def test_means_have_an_interval_over_images_and_none_over_draws(ax):
+    values = [[[1.0, 3.0], [2.0, 6.0]] * 4, [[3.0, 5.0], [4.0, 8.0]] * 4]
+    values = xr.DataArray(values, dims=("draw", "image", "step"))
+    assert plots.means([1.0, 0.5], {"outside": values}, ax=ax) is ax
+    (bars,) = ax.containers
+    assert bars.lines[0].get_ydata().tolist() == [2.5, 5.5]
+    assert bars.lines[0].get_color() == plots.COLOURS["outside"] and bars.get_label() == "outside"
+    low, high = segment(bars)[:, 1]
+    assert (low, high) == pytest.approx(paired_interval([2.0, 3.0] * 4)[1:])
+
+
+def test_intervals_lie_in_their_row_in_the_colour_of_their_set_and_name(ax):
+    draws = np.random.default_rng(0).normal(size=(8, 8, 1))
+    assert plots.intervals({"top, moved": np.array([1.0, 3.0] * 4), "outside": draws}, ax=ax) is ax
+    for y, (bars, values) in enumerate(zip(ax.containers, ([1.0, 3.0] * 4, draws), strict=True)):
+        mean, low, high = paired_interval(values)
+        assert bars.lines[0].get_xydata() == pytest.approx(np.array([[mean, y]]))
+        assert segment(bars) == pytest.approx(np.array([[low, y], [high, y]]))
+    colours = [to_hex(bars.lines[0].get_color()).upper() for bars in ax.containers]
+    assert colours == [plots.COLOURS[name] for name in ("top", "outside")]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["top, moved", "outside"]
     both = ax.figure.subplots(1, 2, sharey=True)
     for one in both:  # panels that share the axis, any number of them
-        plots.contrast({"top": np.array([1.0, 3.0])}, ax=one)
-    assert both[0].yaxis_inverted() and both[1].yaxis_inverted()
+        plots.intervals({"top": np.array([1.0, 3.0] * 4)}, ax=one)
+    assert both[0].yaxis_inverted() and both[1].yaxis_inverted() and ax.get_legend() is None
 
 
-def test_dots_stand_in_their_row_in_the_colour_of_their_set(ax):
-    values = pd.DataFrame({"top": [0.9, 0.2], "outside": [0.9, 0.3], "chance": [0.5, 0.1]}, ["ground", "shape"])
+def test_several_names_in_a_row_lie_apart_with_a_legend(ax):
+    values = {"subject": {"top": [0.2, 0.4] * 4, "pixels": [0.6, 0.8] * 4}, "ground": {"pixels": [0.1, 0.3] * 4}}
+    plots.intervals(values, ax=ax)
+    places = [tuple(bars.lines[0].get_xydata()[0]) for bars in ax.containers]
+    assert [(round(x, 9), round(y)) for x, y in places] == [(0.3, 0), (0.7, 0), (0.2, 1)] and places[0][1] != places[1][
+        1
+    ]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["top", "pixels"]
+
+
+def test_dots_stand_in_their_row_in_the_colour_of_their_column(ax):
+    values = pd.DataFrame({"top": [0.9, 0.2], "outside": [0.9, 0.3]}, ["ground", "shape"])
     assert plots.dots(values, ax=ax) is ax
-    found = {line.get_label(): line for line in ax.lines}
-    for name in values:
-        assert found[name].get_xdata().tolist() == values[name].tolist()
-        assert found[name].get_ydata().round().tolist() == [0, 1]
-    assert [to_hex(found[n].get_color()).upper() for n in ("top", "chance")] == [plots.COLOURS["top"], "#000000"]
-    assert found["top"].get_ydata()[0] != found["outside"].get_ydata()[0], "equal numbers hide each other"
+    seen = {}  # where -> colours
+    for part in ax.collections:
+        for (x, y), colour in zip(part.get_offsets(), part.get_facecolors(), strict=False):
+            seen.setdefault((round(float(x), 9), round(float(y))), set()).add(to_hex(colour))
+    top, outside = (plots.COLOURS[name].lower() for name in values)
+    assert seen == {
+        (0.9, 0): {top, outside}, (0.2, 1): {top}, (0.3, 1): {outside}
+    }  # fmt: skip
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["ground", "shape"]
 
 
-def test_words_have_a_cell_for_each_channel(ax):
-    shares = pd.DataFrame([[1.0, 0.25], [0.0, 0.75]], ["ground", "shape"], [17, 4])
-    assert plots.words(shares, ax=ax) is ax
-    assert ax.images[0].get_array().tolist() == shares.values.tolist()
+@pytest.mark.parametrize("log", [False, True])
+def test_a_heatmap_has_a_cell_for_each_number_and_a_named_bar(ax, log):
+    table = pd.DataFrame([[1.0, 2.5], [100.0, 7.5]], ["ground", "shape"], [17, 4])
+    assert plots.heatmap(table, ax=ax, label="size", log=log) is ax
+    (mesh,) = ax.collections
+    assert np.asarray(mesh.get_array()).reshape(2, 2).tolist() == table.values.tolist()
     assert [label.get_text() for label in ax.get_xticklabels()] == ["17", "4"]
+    assert mesh.colorbar.ax.get_ylabel() == "size" and mesh.colorbar.ax.get_yscale() == ("log" if log else "linear")
+
+
+@pytest.fixture
+def responses():
+    """Eight prompts; at k = 8 the set outside has eight draws, 0 to 7 on every prompt."""
+    rows = [
+        ("top", k, image, 0, [low, high][image % 2])
+        for k, low, high in ((1, 1.0, 3.0), (8, 4.0, 8.0))
+        for image in range(8)
+    ]
+    rows += [("outside", 8, image, draw, float(draw)) for image in range(8) for draw in range(8)]
+    return pd.DataFrame([*rows, ("top", 8, 8, 0, np.nan)], columns=["which", "k", "image", "draw", "lost"])
+
+
+def test_a_response_has_the_mean_of_every_set_in_its_colour_and_each_draw(ax, responses):
+    assert plots.response(responses, "lost", ax=ax) is ax
+    lines = {line.get_label(): line.lines[0] for line in ax.containers}
+    assert lines["top"].get_ydata().tolist() == [2, 6] and lines["outside"].get_ydata().tolist() == [3.5]
+    assert [to_hex(lines[n].get_color()).upper() for n in lines] == [plots.COLOURS[n] for n in ("top", "outside")]
+    (draws,) = [line for line in ax.lines if line.get_marker() == "_"]
+    assert draws.get_ydata().tolist() == list(range(8))
+    assert ax.get_xticks().tolist() == [1, 8] and ax.get_xscale() == "log" and ax.get_yscale() == "linear"
+
+
+def test_a_response_shows_intervals_over_prompts_on_a_logarithmic_axis_too(ax, responses):
+    plots.response(responses[responses.which == "top"], "lost", ax=ax, log=True)
+    assert segment(ax.containers[0])[:, 1] == pytest.approx(paired_interval([1.0, 3.0] * 4)[1:])
+    assert ax.get_yscale() == "log"
+
+
+def test_a_plane_has_a_point_for_each_arm_at_its_mean(ax):
+    rows = [
+        ("top", "zero", 1.0, 4.0),
+        ("top", "zero", 3.0, 6.0),
+        ("top", "flat", 0.5, 0.5),
+        ("noise", "zero", 2.0, 0.0),
+    ]
+    table = pd.DataFrame(rows, columns=["which", "mode", "detail", "lost"])
+    assert plots.plane(table, "detail", "lost", ax=ax) is ax
+    (points,) = ax.collections
+    assert points.get_offsets().tolist() == [[2, 5], [0.5, 0.5], [2, 0]]
+    assert [to_hex(colour).upper() for colour in points.get_facecolors()] == [plots.COLOURS["top"]] * 2 + ["#777777"]
+    assert {"top", "noise", "zero", "flat"} <= {text.get_text() for text in ax.get_legend().get_texts()}
+
+
+def pixel(ax, row, column, down=4, across=4):
+    """The colour in a sheet of pictures of 8 x 8 pixels, two pixels apart, at a place of one of them."""
+    return ax.images[0].get_array()[row * 10 + down, column * 10 + across].tolist()
+
+
+def test_every_picture_stands_above_its_masks(ax):
+    pictures = np.zeros((3, 8, 8, 3), np.uint8)
+    pictures[2] = 90
+    mask, heat = np.zeros((3, 2, 2), bool), np.zeros((3, 2, 2))
+    mask[2], heat[0], heat[2] = True, [[7, 5], [5, 5]], [[0.1, 0], [0, 0.5]]
+    assert plots.masks(pictures, {"mask": mask, "heat": heat}, ax=ax, columns=(2, 0)) is ax
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["image", "mask", "heat"]
+    assert [pixel(ax, row, 0) for row in range(3)] == [[90] * 3, [255] * 3, [255] * 3]
+    assert [pixel(ax, row, 1) for row in range(3)] == [[0] * 3, [0] * 3, [0] * 3]
+    assert pixel(ax, 2, 0, 1, 1) == [51] * 3 and pixel(ax, 2, 1, 1, 1) == [255] * 3
+
+
+def test_a_thing_has_its_colour_and_no_thing_is_white(ax):
+    names, ids = ["subject", "shadow", "ground"], np.array([[[0, 2], [-1, 1]]])
+    assert plots.masks(np.zeros((1, 8, 8, 3), np.uint8), {"clusters": ids}, names, ax=ax) is ax
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == names
+    shown = [pixel(ax, 1, 0, down, across) for down in (1, 6) for across in (1, 6)]
+    wanted = [plots.THINGS[0], plots.THINGS[-1], "#FFFFFF", plots.THINGS[1]]
+    assert [to_hex(np.array(colour) / 255).upper() for colour in shown] == wanted

@@ -96,7 +96,9 @@ def test_the_explorer_of_03_shows_the_masks_of_its_own_images():
     """A record of other images would fit these subjects no better than any."""
     if not folders("03_spatial_clustering"):
         pytest.skip("no results here; `make test` makes them, and `make notebooks`")
-    _, record, images, subject = mu.explorers.kept(folders("03_spatial_clustering")[-1].parent)
+    explorer = folders("03_spatial_clustering")[-1].parent / "explorer"
+    record, data = mu.Record.load(explorer / "record.safetensors"), files.read(explorer / "images.nc").load()
+    images, subject = data.picture, data.subject.values > 0.5
     found = [mu.token_masks(record, layer=layer, polarity="border")[0] for layer in record.layers]
     found, share = np.stack(found).mean(0), coverage(subject, record.grid)
     assert len(images) == len(found) == len(share)

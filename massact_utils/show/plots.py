@@ -1,4 +1,4 @@
-"""Figures: every function draws on `ax`, gives it back, never saves and never shows.
+"""Plots: every function draws on `ax`, gives it back, never saves and never shows.
 
 A channel set has the same colour everywhere (Okabe and Ito's palette, safe for colour-blind readers).
 """
@@ -6,8 +6,9 @@ A channel set has the same colour everywhere (Okabe and Ito's palette, safe for 
 from io import BytesIO
 
 import numpy as np
+import seaborn as sns
 from matplotlib import colormaps
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from PIL import Image
@@ -26,6 +27,8 @@ COLOURS = {
     "pixels": "#E69F00",
 }
 COLOURS["all"] = COLOURS["median"]
+THINGS = ("#F0E442", "#7B5EA7", "#4D4D4D", "#D9D9D9")  # subject, companion, shadow, ground: no colour of a channel set
+RIGHT = dict(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # of a legend
 
 
 def decades(axis, low: float, high: float) -> None:
@@ -37,32 +40,14 @@ def decades(axis, low: float, high: float) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def images(pictures, *, ax, columns: int = 8):
-    """Images of one size (a list of PIL images or H W 3 arrays) side by side, in rows."""
-    tiles = [np.pad(np.asarray(p), ((1, 1), (1, 1), (0, 0)), constant_values=255) for p in pictures]
-    blank = np.full_like(tiles[0], 255)
-    tiles += [blank] * (-len(tiles) % min(columns, len(tiles)))
-    columns = min(columns, len(tiles))
-    ax.imshow(np.concatenate([np.concatenate(tiles[i : i + columns], 1) for i in range(0, len(tiles), columns)]))
-    ax.axis("off")
-    return ax
+def interval(places, scores, *, ax, lying: bool = False, **look):
+    """Means over prompts with their 95 % intervals: scores, an array for each place as for `paired_interval`.
 
-
-def thumbnail(image, most: int = 192) -> bytes:
-    """A PIL image as PNG, its longer side `most` pixels or fewer, for a column of a table; `picture` reads it."""
-    file, scale = BytesIO(), min(1, most / max(image.size))
-    image.resize([max(round(side * scale), 1) for side in image.size]).save(file, "PNG")
-    return file.getvalue()
-
-
-def small(images, most: int) -> np.ndarray:
-    """Images (B, H, W, 3) by every n-th pixel, so that no side has more than `most`."""
-    return images[:, :: -(-images.shape[1] // most), :: -(-images.shape[2] // most)]
-
-
-def picture(png: bytes) -> np.ndarray:
-    """The image (H, W, 3) uint8 that `thumbnail` wrote."""
-    return np.asarray(Image.open(BytesIO(png)))
+    The places are along x, or along y when `lying`. Gives the error bars.
+    """
+    mean, low, high = np.array([paired_interval(each) for each in scores]).T
+    ends, look = np.array([mean - low, high - mean]), dict(marker="o", ms=4, elinewidth=0.8) | look
+    return ax.errorbar(mean, places, xerr=ends, **look) if lying else ax.errorbar(places, mean, yerr=ends, **look)
 
 
 def contact_sheet(pictures, *, ax):
@@ -76,10 +61,8 @@ def contact_sheet(pictures, *, ax):
     sheet = np.full((len(rows) * (h + gap), len(columns) * (w + gap), 3), 255, np.uint8)
     for (row, column), picture in pictures.items():
         y, x = rows.index(row) * (h + gap), columns.index(column) * (w + gap)
-        picture = np.asarray(picture)
-        if picture.ndim == 2:
-            picture = np.asarray(Image.fromarray(picture).resize((w, h), Image.Resampling.NEAREST).convert("RGB"))
-        sheet[y : y + h, x : x + w] = picture
+        picture = Image.fromarray(np.asarray(picture)).convert("RGB")
+        sheet[y : y + h, x : x + w] = picture.resize((w, h), Image.Resampling.NEAREST)
     ax.imshow(sheet)
     ax.set_xticks([i * (w + gap) + w / 2 for i in range(len(columns))], columns)
     ax.set_yticks([i * (h + gap) + h / 2 for i in range(len(rows))], rows)
@@ -89,14 +72,53 @@ def contact_sheet(pictures, *, ax):
     return ax
 
 
+def masks(pictures, rows: dict, names=(), *, ax, columns=None):
+    """Pictures and under each its masks: pictures (image, h, w, 3) uint8, rows {name: values (image, H, W)}.
+
+    Bools are masks, white where they are. Floats are heat, from each image's least (black) to its largest (white).
+    Integers are places in `names`, up to four, the last being the ground, and -1 is white. `columns`: images shown.
+    """
+    shown = [*(range(len(pictures)) if columns is None else columns)]
+    colours = np.uint8([[255 * x for x in to_rgb(c)] for c in (*THINGS[: len(names) - 1], THINGS[-1], "white")])
+    sheet = {("image", column): pictures[i] for column, i in enumerate(shown)}
+    for name, values in rows.items():
+        for column, i in enumerate(shown):
+            one = np.asarray(values[i])
+            if one.dtype.kind == "i":
+                one = colours[one]
+            elif one.dtype.kind == "f":
+                one = np.uint8(255 * (one - one.min()) / max(np.ptp(one), 1e-12))
+            sheet[name, column] = one
+    contact_sheet(sheet, ax=ax).set_xticks([])
+    if names:
+        patches = [Patch(fc=fill / 255, ec="#AAAAAA", label=name) for fill, name in zip(colours, names, strict=False)]
+        ax.legend(handles=patches, ncols=2, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0))
+    return ax
+
+
+def thumbnail(image, most: int = 192) -> bytes:
+    """A PIL image as PNG, its longer side `most` pixels or fewer, for a column of a table; `picture` reads it."""
+    file, scale = BytesIO(), min(1, most / max(image.size))
+    image.resize([max(round(side * scale), 1) for side in image.size]).save(file, "PNG")
+    return file.getvalue()
+
+
+def picture(png: bytes) -> np.ndarray:
+    """The image (H, W, 3) uint8 that `thumbnail` wrote."""
+    return np.asarray(Image.open(BytesIO(png)))
+
+
+def small(images, most: int) -> np.ndarray:
+    """Images (B, H, W, 3) by every n-th pixel, so that no side has more than `most`."""
+    return images[:, :: -(-images.shape[1] // most), :: -(-images.shape[2] // most)]
+
+
 def spectrum(scores, *, ax):
     """Channel scores sorted within each layer, over rank: scores (layer, channel), one line a layer, light to dark."""
     ranked = np.sort(scores.transpose("layer", "channel").values, axis=1)[:, ::-1]
-    rank = np.arange(1, ranked.shape[1] + 1)
-    shades = colormaps["viridis_r"](np.linspace(0.1, 1, len(ranked)))
-    named = _every(len(ranked), 8)
+    shades, named = colormaps["viridis_r"](np.linspace(0.1, 1, len(ranked))), _every(len(ranked), 8)
     for i, (line, shade, layer) in enumerate(zip(ranked, shades, scores.layer.values, strict=True)):
-        ax.plot(rank, line, color=shade, lw=1.5, label=str(layer) if i in named else None)
+        ax.plot(np.arange(1, len(line) + 1), line, color=shade, label=str(layer) if i in named else None)
     ax.set(xscale="log", yscale="log", xlabel="rank of the channel in its layer", ylabel="mean |activation|")
     decades(ax.xaxis, 1, ranked.shape[1])
     decades(ax.yaxis, ranked[ranked > 0].min(), ranked.max())
@@ -104,22 +126,10 @@ def spectrum(scores, *, ax):
     return ax
 
 
-def channel_map(scores, *, ax):
-    """Scores as a picture, layers down and channels across, on a logarithmic scale: scores (layer, channel)."""
-    values = scores.transpose("layer", "channel").values
-    low, high = np.quantile(values, 0.02), values.max()
-    picture = ax.imshow(values, aspect="auto", norm=LogNorm(low, high), cmap="magma", interpolation="nearest")
-    ax.set(xlabel="channel", ylabel="layer", yticks=_every(len(values)))
-    bar = ax.figure.colorbar(picture, ax=ax, pad=0.02)
-    bar.set_label("mean |activation|")
-    decades(bar.ax.yaxis, low, high)
-    return ax
-
-
 def depth(scores, *, ax):
     """The three largest channels and the median channel of every layer, over depth: scores (layer, channel)."""
     ranked = np.sort(scores.transpose("layer", "channel").values, axis=1)[:, ::-1]
-    for rank, shade in zip(range(3), (1, 0.65, 0.4), strict=True):
+    for rank, shade in enumerate((1, 0.65, 0.4)):
         ax.plot(scores.layer, ranked[:, rank], color=COLOURS["top"], alpha=shade, marker="o", ms=3, label=rank + 1)
     ax.plot(scores.layer, scores.median("channel"), color=COLOURS["median"], ls="--", label="median")
     ax.set(yscale="log", xlabel="layer", xticks=scores.layer.values[_every(len(ranked))])
@@ -128,29 +138,14 @@ def depth(scores, *, ax):
     return ax
 
 
-def atlas(ratio, *, ax):
-    """Size of some channels at every layer and step: ratio (step, layer, channel), as multiples of the median.
-
-    Channels across; down the depth, a band for each layer, and in it the steps from noise to image.
-    """
-    values = ratio.transpose("layer", "step", "channel").values  # L S C
-    layers, steps, channels = values.shape
-    picture = ax.imshow(
-        values.reshape(-1, channels),
-        aspect="auto",
-        norm=LogNorm(1, max(values.max(), 2)),
-        cmap="magma",
-        interpolation="nearest",
-    )
-    ax.set_yticks((np.arange(layers) + 0.5)[_every(layers)] * steps - 0.5, ratio.layer.values[_every(layers)])
-    shown = _every(channels, 40)
-    ax.set_xticks(shown, ratio.channel.values[shown], rotation=90, fontsize="small")
-    for edge in np.arange(1, layers) * steps - 0.5:
-        ax.axhline(edge, color="white", lw=0.8)
-    ax.set(xlabel="channel", ylabel="layer (in each: noise to image, downwards)")
-    bar = ax.figure.colorbar(picture, ax=ax, pad=0.02)
-    bar.set_label("times the median")
-    decades(bar.ax.yaxis, 1, max(values.max(), 2))
+def heatmap(table, *, ax, label: str = "", log: bool = False, **look):
+    """A table as a picture with a colour bar named `label`, logarithmic from the 2 % quantile up with `log`."""
+    low, high = np.nanquantile(table, 0.02), np.nanmax(table)
+    look = dict(cmap="magma" if log else "viridis", norm=LogNorm(low, high) if log else None) | look
+    sns.heatmap(table, ax=ax, cbar=bool(label), cbar_kws=dict(label=label, pad=0.02), **look)
+    if log:
+        decades(ax.collections[0].colorbar.ax.yaxis, low, high)
+    ax.tick_params(axis="y", rotation=0)
     return ax
 
 
@@ -158,13 +153,9 @@ def components(shares, *, ax):
     """Variance components as stacked bars: shares, a table with a row for each bar and a column for each component."""
     shades = ["#DDDDDD", COLOURS["top"], COLOURS["bottom"], COLOURS["random"]]
     shades += [colormaps["Greys"](x) for x in np.linspace(0.35, 0.9, max(len(shares.columns) - 4, 1))]
-    left = np.zeros(len(shares))
-    rows = np.arange(len(shares))[::-1]
-    for name, shade in zip(shares.columns, shades, strict=False):
-        ax.barh(rows, shares[name], left=left, color=shade, label=name, height=0.8)
-        left = left + shares[name].values
-    ax.set(yticks=rows, xlim=(0, 1), xlabel="share")
-    ax.set_yticklabels(shares.index)
+    shares.plot.barh(stacked=True, color=shades[: len(shares.columns)], width=0.8, legend=False, ax=ax)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 1), xlabel="share")
     return ax
 
 
@@ -193,138 +184,128 @@ def signs(means, top, *, ax):
 
     The channels in `top` (rank) are coloured. On the diagonal an activation has one sign on all tokens.
     """
-    for chosen, colour, size in (([], COLOURS["median"], 6), (top.values, COLOURS["top"], 16)):
-        part = means.sel(channel=chosen) if len(chosen) else means
+    for part, colour, size in ((means, COLOURS["median"], 6), (means.sel(channel=top.values), COLOURS["top"], 16)):
         ax.scatter(part["mean_abs"], abs(part["mean"]), s=size, color=colour, alpha=0.5, lw=0)
-    ends = np.array([float(means.mean_abs.min()), float(means.mean_abs.max())])
-    ax.plot(ends, ends, color="black", lw=0.8)
+    low, high = float(means.mean_abs.min()), float(means.mean_abs.max())
+    ax.plot([low, high], [low, high], color="black", lw=0.8)
     ax.set(xscale="log", yscale="log", xlabel="mean |activation|", ylabel="|mean activation|")
-    ax.set(ylim=(ends[0] / 20, ends[1] * 1.5))
-    for axis, limits in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
-        decades(axis, *limits)
+    ax.set(ylim=(low / 20, high * 1.5))
+    decades(ax.xaxis, *ax.get_xlim())
+    decades(ax.yaxis, *ax.get_ylim())
     return ax
 
 
-def birth(losses, excess, kept, chance: float, *, axes):
+def birth(losses, excess, overlap, chance: float, *, axes):
     """When training makes massive channels, on two axes: size beside the loss, and agreement with the last top set.
 
-    losses: a table with step and loss; excess (step, sigma): largest over median channel; kept (step): Jaccard index.
+    losses: a table with step and loss; excess (step, sigma): largest over median; overlap (step): Jaccard index.
     """
     axes[0].plot(losses.step, losses.loss, color=COLOURS["median"], lw=1)
     axes[0].set(xscale="log", yscale="log", xlabel="training step", ylabel="loss (grey)")
     right = axes[0].twinx()
     for sigma, style in zip(excess.sigma.values, ("-", "--", ":"), strict=False):
-        line = excess.sel(sigma=sigma)
-        right.plot(line.step, line, color=COLOURS["top"], ls=style, label=f"{sigma:g}")
+        right.plot(excess.step, excess.sel(sigma=sigma), color=COLOURS["top"], ls=style, label=f"{sigma:g}")
     right.set_ylabel("largest channel / median")
     right.legend(title="noise level", fontsize="small", frameon=False, loc="center left")
-    axes[1].plot(kept.step, kept, color=COLOURS["top"], marker="o", ms=3)
+    axes[1].plot(overlap.step, overlap, color=COLOURS["top"], marker="o", ms=3)
     axes[1].axhline(chance, color=COLOURS["random"], ls="--")
     axes[1].set(xscale="log", ylim=(0, 1.03), xlabel="training step", ylabel="Jaccard index with the last top set")
-    above = (excess.mean("sigma") > 5).values
-    if above.any():
-        axes[0].set_title(f"Over 5 times the median from step {excess.step.values[above.argmax()]} on")
-    axes[1].set_title(f"Over 0.5 from step {kept.step.values[(kept > 0.5).values.argmax()]} on")
+    large = (excess.mean("sigma") > 5).values
+    if large.any():
+        axes[0].set_title(f"Over 5 times the median from step {excess.step.values[large.argmax()]} on")
+    axes[1].set_title(f"Over 0.5 from step {overlap.step.values[(overlap > 0.5).values.argmax()]} on")
     for ax in axes:
         decades(ax.xaxis, 1, 1e6)
     decades(axes[0].yaxis, *axes[0].get_ylim())
     return axes
 
 
-def means(x, line, *, ax, label: str):
-    """Means over images with their 95 % intervals: line (a dim along x, image), and draw, over which it is averaged."""
-    line = line.mean("draw") if "draw" in line.dims else line
-    (along, sample) = sorted(line.dims, key=lambda dim: dim in ("image", "caption"))
-    ends = np.array([paired_interval(part) for part in line.transpose(along, sample).values])  # x mean|low|high
-    error = np.abs(ends[:, 1:] - ends[:, :1]).T
-    look = dict(marker="o", ms=4, lw=1.5, elinewidth=0.8)
-    ax.errorbar(x, ends[:, 0], error, color=COLOURS.get(label), label=label, **look)
+def means(x, lines: dict, *, ax):
+    """Means over images with their 95 % intervals over x: {name: scores (a dim along x, image)}; draws are averaged."""
+    for name, line in lines.items():
+        line = line.mean("draw") if "draw" in line.dims else line
+        along, image = sorted(line.dims, key=lambda dim: dim in ("image", "caption"))
+        interval(x, line.transpose(along, image).values, ax=ax, color=COLOURS.get(name), label=name)
     return ax
 
 
-def bars(values: dict, *, ax):
-    """Means with their 95 % intervals as bars that lie: values, {group: {name: scores (image), or (draw, image)}}.
+def intervals(values: dict, *, ax):
+    """Means over prompts with their 95 % intervals, one below the other: {row: scores} or {row: {name: scores}}.
 
-    Groups run down the axis; in each, names have their colours, and a legend where there are several. A group of one
-    name "" has the colour of the group.
+    Scores are (prompt) or (draw, prompt, 1). A row or name that begins with a channel set, as in "top, moved", has its
+    colour; names have a legend.
     """
-    names = list(dict.fromkeys(name for group in values.values() for name in group))
-    height = 0.8 / len(names)
-    for at, (group, scores) in enumerate(values.items()):
-        for name, score in scores.items():
-            mean, low, high = paired_interval(score)
-            y = at + (names.index(name) - (len(names) - 1) / 2) * height
-            look = dict(color=COLOURS.get(name or group, "#BBBBBB"), height=height, ecolor="black")
-            ax.barh(y, mean, xerr=[[mean - low], [high - mean]], error_kw=dict(elinewidth=0.8), **look)
-    ax.set(yticks=range(len(values)), yticklabels=values, xlim=(0, 1))
-    ax.invert_yaxis()
-    if len(names) > 1:
-        patches = [Patch(color=COLOURS.get(name, "#BBBBBB"), label=name) for name in names]
-        ax.legend(handles=patches, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    rows = {row: scores if isinstance(scores, dict) else {row: scores} for row, scores in values.items()}
+    most, legend = max(map(len, rows.values())), {}
+    for y, row in enumerate(rows.values()):
+        for i, (name, scores) in enumerate(row.items()):
+            look = dict(ls="", ms=6, color=COLOURS.get(name.partition(",")[0], "#555555"))
+            legend[name] = interval([y + (i - (most - 1) / 2) * 0.6 / most], [scores], ax=ax, lying=True, **look)
+    ax.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5))  # downwards on shared axes, too
+    ax.axvline(0, color="#BBBBBB", lw=0.8)
+    if most > 1:
+        ax.legend(legend.values(), legend, **RIGHT)
     return ax
 
 
-def step_map(values, *, ax, label: str):
-    """A number for every layer and step as an annotated picture, layers down and steps across: values (step, layer)."""
-    picture = values.transpose("layer", "step").values
-    drawn = ax.imshow(picture, aspect="auto", cmap="viridis", interpolation="nearest")
-    ax.set(xlabel="denoising step (noise to image)", ylabel="layer")
-    ax.set(xticks=_every(picture.shape[1]), yticks=_every(picture.shape[0]))
-    ax.set_xticklabels(values.step.values[_every(picture.shape[1])])
-    ax.set_yticklabels(values.layer.values[_every(picture.shape[0])])
-    ax.figure.colorbar(drawn, ax=ax, pad=0.02).set_label(label)
+def dots(values, *, ax):
+    """A dot for each number, from 0 to 1: a table with rows down the axis and a colour for each column."""
+    palette = {name: COLOURS.get(name, "black") for name in values}
+    long = values.rename_axis("row").reset_index().melt("row", var_name="column")
+    sns.stripplot(long, x="value", y="row", hue="column", palette=palette, dodge=True, jitter=False, size=7, ax=ax)
+    ax.set(xlim=(0, 1.03), xlabel="", ylabel="")
+    ax.legend(**RIGHT)
     return ax
 
 
 def energy(shares, *, ax):
     """Share of the squared activation in the k channels of each set: shares, a table with k down and sets across."""
-    for name in shares.columns:
-        ax.plot(shares.index, shares[name], color=COLOURS[name], marker="o", ms=4, label=name)
-    ax.set(xscale="log", xlabel="k, channels in the set", ylabel="share of the energy", ylim=(0, 1))
-    ax.set_xticks(shares.index, [str(k) for k in shares.index])
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    for name, line in shares.items():
+        ax.plot(line, color=COLOURS[name], marker="o", ms=4, label=name)
+    _over_k(shares.index, ax)
+    ax.set(ylabel="share of the energy", ylim=(0, 1))
     ax.legend(title="channels", frameon=False)
     return ax
 
 
-def contrast(values, *, ax):
-    """Means over prompts with their 95 % intervals, one below the other: {name: (prompt) or (draw, prompt, 1)}.
+def response(table, y, *, ax, log: bool = False):
+    """Mean of y over k with its 95 % interval over prompts, a line for each channel set.
 
-    A name that begins with a channel set, as in "top, moved", has its colour.
+    The table has k, y, which, image (the prompt) and draw, a row an image; missing values are left out. Where a set
+    has several draws, a short line beside the mean is a single draw. `log` draws y on a logarithmic axis.
     """
-    for y, (name, some) in enumerate(values.items()):
-        value, low, high = paired_interval(some)
-        shade = COLOURS.get(name.partition(",")[0], "#555555")
-        ax.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color=shade)
-    ax.set_yticks(range(len(values)), list(values))
-    ax.set_ylim(len(values) - 0.5, -0.5)  # downwards, also where panels share the axis
-    ax.axvline(0, color="#BBBBBB", lw=0.8)
+    for which, rows in table.dropna(subset=[y]).groupby("which", sort=False):
+        scores = {k: part.pivot_table(index="draw", columns="image", values=y).values for k, part in rows.groupby("k")}
+        each = [draws[..., None] if len(draws) > 1 else draws[0] for draws in scores.values()]
+        interval([*scores], each, ax=ax, label=which, color=COLOURS[which], ms=6)
+        for k, draws in scores.items():
+            if len(draws) > 1:
+                ax.plot([k * 1.2] * len(draws), draws.mean(1), "_", color=COLOURS[which], ms=9)
+    _over_k(sorted(table.k.unique()), ax)
+    if log:
+        ax.set_yscale("log")
+        decades(ax.yaxis, *ax.get_ylim())
+    ax.set_ylabel(y)
+    ax.legend(frameon=False)
     return ax
 
 
-def dots(values, *, ax):
-    """A dot for each number, from 0 to 1: a table with rows down the axis and a colour for each column, in the order of
-    its columns. A channel set has its colour, and "chance" is a black stroke.
+def plane(table, x, y, *, ax):
+    """Arms in a plane of two measures, each at its mean over images and draws: table which, mode and two measures.
+
+    The colour is the channel set, grey where there is none, and the shape the edit.
     """
-    rows = np.arange(len(values))
-    for name, shift in zip(values.columns, np.linspace(-0.12, 0.12, len(values.columns)), strict=True):
-        look = dict(marker="|", ms=14, mew=2) if name == "chance" else dict(marker="o", ms=7)
-        at = rows if name == "chance" else rows + shift  # equal numbers stay apart
-        ax.plot(values[name], at, ls="", color=COLOURS.get(name, "black"), label=name, **look)
-    ax.set(yticks=rows, yticklabels=values.index, xlim=(0, 1.03))
-    ax.grid(axis="y", color="#EEEEEE")
-    ax.set_axisbelow(True)
-    ax.invert_yaxis()
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    points = table.groupby(["which", "mode"], sort=False)[[x, y]].mean().reset_index()
+    palette = {which: COLOURS.get(which, "#777777") for which in points.which}
+    sns.scatterplot(points, x=x, y=y, hue="which", style="mode", palette=palette, s=90, ax=ax)
+    ax.legend(**RIGHT)
     return ax
 
 
-def words(shares, *, ax):
-    """Which word a channel follows, as a picture: a table of shares from 0 to 1, words down and channels across."""
-    ax.imshow(shares.clip(0, 1), cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    ax.set_xticks(range(shares.shape[1]), shares.columns, rotation=90, fontsize="small")
-    ax.set_yticks(range(len(shares)), shares.index)
-    return ax
+def _over_k(ticks, ax) -> None:
+    ax.set_xscale("log", base=2)
+    ax.set(xlabel="k, channels in the set", xticks=[*ticks], xticklabels=[*ticks])
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _every(n: int, most: int = 16) -> list[int]:
