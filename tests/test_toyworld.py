@@ -7,7 +7,8 @@ import pytest
 from matplotlib.path import Path as Outline
 
 from massact_utils.worlds import toyworld as world
-from training import pixels
+from training import evaluate, pixels
+from training.renders import EMBEDDED
 
 SCENES = world.sample(96, seed=1)
 IMAGES, MASKS, DRAWN = world.render(SCENES, seed=2)
@@ -108,13 +109,7 @@ def test_shadows_fall_away_from_the_light(light):
 
 
 def test_a_caption_leaves_most_of_the_layout_open():
-    """How much of a subject's mask the caption alone knows: the mean mask of its other renders, over one half."""
-    known = []
-    for i, scene in enumerate(world.sample(24, seed=6)):
-        masks = world.render([scene] * 25, seed=100 + i, size=48)[1]["subject"]
-        guess = masks[1:].mean(0) >= min(0.5, masks[1:].mean(0).max())
-        known.append((guess & masks[0]).sum() / (guess | masks[0]).sum())
-    assert np.mean(known) < 0.45
+    assert evaluate.known_by_caption(EMBEDDED["toy"], 24) < 0.45
 
 
 def exact(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -165,11 +160,8 @@ def test_the_second_opinion_reads_a_renders_pixels():
     assert not any(pixels.read(image, DRAWN[i])["companion"] for image, i in zip(alone, with_one, strict=True))
 
 
-def test_no_scenes_is_an_error():
+def test_no_scenes_and_another_split_are_errors():
     with pytest.raises(ValueError, match=r"no scenes"):
         world.render([])
-
-
-def test_another_split_is_an_error():
     with pytest.raises(ValueError, match=r"'validation'.*train, test, held-out, all"):
         world.sample(1, split="validation")
