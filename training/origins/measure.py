@@ -105,13 +105,11 @@ def measure(net, own, plain, more, change) -> pd.DataFrame:
         sets = {which: mu.select_channels(scores, K, which=which) for which in ("top", "bottom")}
         sets |= {f"outside {i}": mu.select_channels(scores, K, which="outside", seed=i) for i in range(DRAWS)}
         for layer in scores.layer.values:
-            top = sets["top"].sel(layer=layer).values
-            of_layer = [*concentration(moment.moments[layer]).items(), *energies(data.sel(layer=layer), top)]
-            if layer in factors:
-                of_layer += modulation(factors[layer], scores.sel(layer=layer).values, top)
-            rows += [dict(layer=layer, measure=name, value=value) for name, value in of_layer]
-            sizes = enumerate(scores.sel(layer=layer).values)
-            rows += [dict(layer=layer, channel=c, measure="mean_abs", value=value) for c, value in sizes]
+            sizes, top = scores.sel(layer=layer).values, sets["top"].sel(layer=layer).values
+            of_layer = concentration(moment.moments[layer]) | shares(data.sel(layer=layer, channel=top))
+            of_layer |= gate_correlation(factors[layer], sizes) if layer in factors else {}
+            rows += [dict(layer=layer, measure=name, value=value) for name, value in of_layer.items()]
+            rows += [dict(layer=layer, channel=c, measure="mean_abs", value=value) for c, value in enumerate(sizes)]
         edits = [(which, "zero") for which in sets]
         edits += [(which, mode) for which in ("top", "outside 0") for mode in ("no pattern", "no level")]
         for which, mode in edits:
@@ -130,25 +128,21 @@ def measure(net, own, plain, more, change) -> pd.DataFrame:
     return pd.concat(tables)
 
 
-def energies(data, top):
-    """Shares of the energy of the top and of all channels of a layer that are constant, of levels and of patterns."""
-    for name, channels in (("top", top), ("all", data.channel.values)):
-        part = data.sel(channel=channels)
-        energy = float(part.mean_sq.mean("image").sum())
-        constant, means = ((part["mean"].mean("image") ** 2).sum(), (part["mean"] ** 2).mean("image").sum())
-        shares = {"constant": constant, "level": means - constant, "pattern": energy - means}
-        yield from ((f"{share} of {name}", float(value) / energy) for share, value in shares.items())
+def shares(top):
+    """Shares of the energy of a layer's top channels that are constant, of levels and of patterns: name -> share."""
+    energy = float(top.mean_sq.mean("image").sum())
+    constant, means = ((top["mean"].mean("image") ** 2).sum(), (top["mean"] ** 2).mean("image").sum())
+    parts = {"constant": constant, "level": means - constant, "pattern": energy - means}
+    return {f"{name} of top": float(part) / energy for name, part in parts.items()}
 
 
-def modulation(factor, sizes, top):
-    """How a block's modulation (B, sets, 3, D) goes with the size (D,) of the channels that leave it."""
-    shift, scale, gate = factor.unbind(2)
-    for name, values in (("shift", shift), ("scale", 1 + scale), ("gate", gate)):
-        values = values.abs().mean((0, 1)).cpu().numpy()
-        if np.ptp(values) > 1e-6:  # else it is fixed, or one for all channels
-            yield f"{name}: rank correlation", float(spearmanr(values, sizes).statistic)
-        yield f"{name} at the top", float(np.median(values[top]))
-        yield f"{name} elsewhere", float(np.median(np.delete(values, top)))
+def gate_correlation(factor, sizes) -> dict:
+    """Rank correlation of a block's gate, of (B, sets, 3, D), with the size (D,) of the channels that leave it.
+
+    Empty where the gate is fixed, or one for all channels.
+    """
+    gate = factor[..., 2, :].abs().mean((0, 1)).cpu().numpy()
+    return {"gate: rank correlation": float(spearmanr(gate, sizes).statistic)} if np.ptp(gate) > 1e-6 else {}
 
 
 def closed(which, factors):
