@@ -40,7 +40,7 @@ def arms():
 
 def record_of(side, layers, steps, device):
     """Tokens with a disc and a smooth ground in them, in bfloat16, at every layer and step: the record and the disc."""
-    draw, record = torch.Generator(device).manual_seed(0), Record(k=WIDTH)
+    draw, sites = torch.Generator(device).manual_seed(0), {}
     axis = torch.linspace(-1, 1, side, device=device)
     disc = (axis[:, None] ** 2 + (axis - 0.2) ** 2 < 0.2).flatten()[:, None]
     ground = torch.stack([torch.sin(f * axis[:, None] + axis) for f in range(1, 25)], -1).reshape(side * side, 24)
@@ -49,11 +49,8 @@ def record_of(side, layers, steps, device):
         for step in range(steps):
             mix, shift, noise = (torch.randn(n, WIDTH, generator=draw, device=device) for n in (24, 1, side * side))
             tokens = 0.3 * ground @ mix + disc * shift + 2 * noise + 20 * shift
-            record.sites[step, layer] = {0: (ids, tokens[None].bfloat16())}
-    record.grid, record.branch = (side, side), "cond"
-    record.timesteps = {step: 1000.0 - step for step in range(steps)}
-    record.names = {layer: f"blocks.{layer}" for layer in range(layers)}
-    return record, disc.reshape(1, side, side).cpu().numpy()
+            sites[step, layer] = ids, tokens[None].bfloat16()
+    return Record.of(sites, (side, side)), disc.reshape(1, side, side).cpu().numpy()
 
 
 def by_libraries(tokens, grid):

@@ -34,8 +34,8 @@ def disrupted(folder) -> dict:
     """Images of the first prompts by edit of the top channels."""
     k = claims.read(folder / "parameters.json")["k"]
     arms = {"untouched": dict(beside="untouched"), f"top {k} channels\nzeroed": dict(set="top", k=k, edit="zero")}
-    arms |= {"their level\nreplaced": dict(set="top", k=k, edit="no level")}
-    arms |= {"their pattern\nremoved": dict(set="top", k=k, edit="no pattern")}
+    arms |= {"their level\nreplaced": dict(set="top", k=k, edit="average level")}
+    arms |= {"their pattern\nremoved": dict(set="top", k=k, edit="flat")}
     paths = {(name, i): folder / views.name(prompt=i, **arm) for name, arm in arms.items() for i in range(SHOWN)}
     return {at: np.asarray(Image.open(file).convert("RGB")) for at, file in paths.items()}
 

@@ -43,7 +43,7 @@ def test_a_crossed_design_is_taken_apart_by_prompt_and_seed(klein):
     at = data.isel(prompt=1, seed=1)  # the fifth of the design
     for name in ("mean_abs", "maps", "text_sq"):
         np.testing.assert_array_equal(at[name].transpose(*table[name].dims[1:]), table[name][4])
-    np.testing.assert_array_equal(at.text_abs, words.dataset().mean_abs[4])
+    np.testing.assert_array_equal(at.text_abs, words.dataset().mean_abs[4, 0])
     np.testing.assert_array_equal(at.picture, np.asarray(images[4].convert("RGB")))
     assert tuple(data.grid) == record.grid
 

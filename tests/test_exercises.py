@@ -40,7 +40,7 @@ def names(klein):
     call = tiny.KLEIN | {"num_inference_steps": 2}
     with mu.attach(klein, mu.ChannelStats()) as stats:
         mu.generate(klein, TEXTS * 2, seeds=range(8), **call)
-    data = design(stats.dataset(), 4, 2)
+    data = design(stats.dataset().isel(branch=0, drop=True), 4, 2)
     scores, k = data.mean_abs, 4
     named = dict(mu=mu, np=np, pd=pd, statistics=statistics, pipe=klein, data=data, k=k, seed=0)
     named |= dict(D=scores.sizes["channel"], top=mu.select_channels(scores.mean(["prompt", "seed", "step"]), k))

@@ -7,9 +7,10 @@ from PIL import Image
 
 import massact_utils as mu
 import tiny
+from massact_utils.experiments.transport import Trajectory
 from massact_utils.models.guess import guesses, matches_flow, on_grid
-from massact_utils.models.latents import Trajectory, encode
-from massact_utils.probes.words import where, words_seen
+from massact_utils.models.latents import encode
+from massact_utils.probes.attention import concept_attention, word_positions
 from tiny import flux, flux_cfg, klein_cfg, pixart, qwen, sana, sd3, z_image
 
 FLOWS = (klein_cfg, flux, flux_cfg, sd3, qwen, z_image)
@@ -73,11 +74,14 @@ def test_latents_are_cut_into_the_tokens_patches():
 def test_words_are_where_attention_puts_them(klein):
     """Heat is linear: a group of words against another is the other against it, with the sign turned."""
     prompts = ["a red star on blue", "a small circle on red"]
-    places = [(where(klein, p, w), where(klein, p, "on")) for p, w in zip(prompts, ["star", "circle"], strict=True)]
+    places = [
+        (word_positions(klein, p, w), word_positions(klein, p, "on"))
+        for p, w in zip(prompts, ["star", "circle"], strict=True)
+    ]
     call = tiny.KLEIN | dict(output_type="latent")
-    with words_seen(klein, places, steps=[0, 2]) as heat:
+    with concept_attention(klein, places, steps=[0, 2]) as heat:
         mu.generate(klein, prompts, seeds=[0, 1], **call)
-    with words_seen(klein, [pair[::-1] for pair in places], steps=[0, 2]) as turned:
+    with concept_attention(klein, [pair[::-1] for pair in places], steps=[0, 2]) as turned:
         mu.generate(klein, prompts, seeds=[0, 1], **call)
     assert sorted(heat) == [(0, 0), (0, 1), (2, 0), (2, 1)] and heat[0, 0].shape[0] == 2
     for site, values in heat.items():
@@ -92,9 +96,9 @@ def test_a_words_place_is_that_of_its_tokens(klein):
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
     ids = klein.tokenizer(text)["input_ids"]
-    assert "star" in klein.tokenizer.decode([ids[i] for i in where(klein, prompt, "star")])
-    assert len(where(klein, prompt, "star")) < len(ids) / 2
+    assert "star" in klein.tokenizer.decode([ids[i] for i in word_positions(klein, prompt, "star")])
+    assert len(word_positions(klein, prompt, "star")) < len(ids) / 2
     with pytest.raises(ValueError, match="'moon' is not in the prompt"):
-        where(klein, prompt, "moon")
-    with pytest.raises(TypeError, match="no dual blocks"), words_seen(pixart().pipe, []):
+        word_positions(klein, prompt, "moon")
+    with pytest.raises(TypeError, match="no dual blocks"), concept_attention(pixart().pipe, []):
         pass

@@ -7,6 +7,7 @@ import torch
 import massact_utils as mu
 import tiny
 from massact_utils.models.load import weight_bytes
+from massact_utils.probes.arms import Arm
 from test_probes import group_offload, model_offload, sequential_offload
 
 WORDS = ["a red star", "a blue circle"]
@@ -24,11 +25,11 @@ def told(pipe, call):
     stats, record = mu.ChannelStats(), mu.Record(k=4)
     with mu.attach(pipe, stats, record):
         images = mu.generate(pipe, WORDS, **call)
-    top = mu.select_channels(stats.dataset().mean_abs.mean(["image", "step"]), 4)
-    edits = mu.Transport(record, rows=[0, None]), mu.Disrupt(arms=[None, top])
+    top = mu.select_channels(stats.dataset().mean_abs.mean(["image", "branch", "step"]), 4)
+    edits = mu.Transport(record, arms=[Arm(), None]), mu.Disrupt(arms=[None, Arm(top)])
     with mu.attach(pipe, *edits):
         images += mu.generate(pipe, [WORDS[1], WORDS[1]], seeds=[1, 1], **call)
-    values = np.concatenate([record[site][1].float().cpu().ravel() for site in sorted(record.sites)])
+    values = np.concatenate([record[site][1].float().cpu().ravel() for site in record.sites])
     return stats.dataset().mean_abs.values, values, np.stack([np.asarray(image, np.float32) for image in images])
 
 

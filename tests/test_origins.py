@@ -131,7 +131,7 @@ def test_an_edit_of_a_gate_reaches_the_block(family):
     made = net(family=family)
     with networks.modulated(made, closed), mu.attach(made.transformer, stats := mu.ChannelStats()):
         made(*inputs())
-    means = stats.dataset()["mean"].isel(step=0)
+    means = stats.dataset()["mean"].isel(branch=0, step=0)
     assert np.allclose(means.isel(layer=0), means.isel(layer=-1), atol=1e-4)
 
 

@@ -162,7 +162,7 @@ def test_a_plane_has_a_point_for_each_arm_at_its_mean(ax):
         ("top", "flat", 0.5, 0.5),
         ("noise", "zero", 2.0, 0.0),
     ]
-    table = pd.DataFrame(rows, columns=["which", "mode", "detail", "lost"])
+    table = pd.DataFrame(rows, columns=["which", "edit", "detail", "lost"])
     assert plots.plane(table, "detail", "lost", ax=ax) is ax
     (points,) = ax.collections
     assert points.get_offsets().tolist() == [[2, 5], [0.5, 0.5], [2, 0]]

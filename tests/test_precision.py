@@ -13,6 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio
 import massact_utils as mu
 import tiny
 from massact_utils.measures import evaluators, statistics
+from massact_utils.probes.arms import Arm
 
 PROMPTS = ["a large red star on a blue striped ground", "a small cyan ring on a green plain ground"]
 HALVES = {torch.bfloat16: 1.0, torch.float16: 0.125}  # float16 has three more bits of a number: an eighth of the error
@@ -43,9 +44,9 @@ def told(pipe, call):
     with mu.attach(pipe, stats, record):
         images = mu.generate(pipe, PROMPTS, seeds=3, **call)
     table, again = stats.dataset(), [*PROMPTS, PROMPTS[1], PROMPTS[1], *PROMPTS * 3, PROMPTS[0]]
-    top = mu.select_channels(table.mean_abs.mean(["image", "step"]), 6)
-    transport = mu.Transport(record, rows=[None, None, 0, *[None] * 8])
-    edit = mu.Disrupt(arms=[None, None, None, *[top] * 8])
+    top = mu.select_channels(table.mean_abs.mean(["image", "branch", "step"]), 6)
+    transport = mu.Transport(record, arms=[None, None, Arm(), *[None] * 8])
+    edit = mu.Disrupt(arms=[None, None, None, *[Arm(top)] * 8])
     with mu.attach(pipe, transport, edit):
         images += mu.generate(pipe, again, seeds=[3, 4, 4, 4, *range(4, 11)], **call)
     return dict(table=table, top=top, record=record, images=images, moved=edit.changed())

@@ -359,8 +359,7 @@ def test_a_record_that_is_not_written_leaves_no_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_record_moves_to_the_host_as_it_is():
-    record = mu.Record(k=2)
-    record(torch.randn(1, 6, 4), site_of())
-    ids, values = record[0, 0]
-    assert record.host() is record and all(torch.equal(a, b) for a, b in zip(record[0, 0], (ids, values), strict=True))
+def test_a_record_names_the_layers_that_its_channels_have():
+    record = mu.Record(xr.DataArray([[3, 0]], {"layer": [2]}, ("layer", "rank")))
+    with pytest.raises(ValueError, match=r"the channels name no layer 0; they name \[2\]"):
+        record(torch.ones(1, 6, 4), site_of())

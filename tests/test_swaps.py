@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from massact_utils.measures import swaps
+from massact_utils.experiments import swaps
 from massact_utils.worlds import toyworld
 
 
 @pytest.fixture(scope="module")
 def some():
-    return swaps.swapped(toyworld.sample(2, seed=3, split="test"), seed=3)
+    return swaps.swap_words(toyworld.sample(2, seed=3, split="test"), seed=3)
 
 
 def test_every_row_differs_from_its_base_in_one_word(some):
@@ -41,7 +41,7 @@ def test_a_planted_word_explains_its_channel(some):
     table, *_ = some
     words = [vars(toyworld.parse(text)) for text in table.caption]
     code = {name: np.array([toyworld.ATTRIBUTES[name].index(w[name]) for w in words], float) for name in swaps.WORDS}
-    found = swaps.shares(np.stack([code["ground"], code["light"] * 2 + code["style"], 0 * code["size"]], 1), table)
+    found = swaps.word_shares(np.stack([code["ground"], code["light"] * 2 + code["style"], 0 * code["size"]], 1), table)
     assert found[0].round(6).to_dict() == {name: float(name == "ground") for name in swaps.WORDS}
     assert found[1].light > found[1].style > 0 and found[1].sum() == pytest.approx(1)
     assert (found[2] == 0).all()
@@ -55,9 +55,9 @@ def test_words_are_read_off_levels_and_the_subject_off_patterns():
     seen = rng.normal(size=(60, 12, 3))
     seen[..., 0] += 5 * words.ground.values[:, None]
     seen[..., 1] += 5 * subject
-    found = swaps.read(seen, words, subject)
+    found = swaps.read_words(seen, words, subject)
     assert list(found.index) == ["ground", "shape", "a token: subject?"]
     assert found["ground"] > 0.95 and found["a token: subject?"] > 0.95 and found["shape"] < 0.6
     planted = seen.copy()
     planted[..., 1] -= planted[..., 1].mean(1, keepdims=True)
-    assert swaps.read(planted, words, subject)["a token: subject?"] == found["a token: subject?"]
+    assert swaps.read_words(planted, words, subject)["a token: subject?"] == found["a token: subject?"]

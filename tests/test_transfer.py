@@ -6,9 +6,9 @@ from PIL import Image
 from scipy.stats import binomtest
 
 import massact_utils as mu
+from massact_utils.experiments.transport import offset
 from massact_utils.measures import transfer
 from massact_utils.measures.images import lit_from
-from massact_utils.probes.transport import way
 from massact_utils.worlds import toyworld
 from massact_utils.worlds.toyworld import Scene, caption
 
@@ -51,7 +51,7 @@ def test_only_an_exchange_scores(bundled):
     """
     texts, images, masks = bundled
     grid = masks["source"].shape[1:]
-    ways = [way(a, b) for a, b in zip(masks["source"], masks["target"], strict=True)]
+    ways = [offset(a, b) for a, b in zip(masks["source"], masks["target"], strict=True)]
     there = transfer.moved([Image.fromarray(mask).convert("RGB") for mask in masks["source"]], ways, grid)
     there = np.stack([np.asarray(mask)[..., 0] == 255 for mask in there])
     arms = dict(images) | {

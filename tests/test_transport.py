@@ -7,13 +7,22 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 import massact_utils as mu
 import tiny
-from massact_utils.models.latents import Trajectory, blend, handed, noised, swap
-from massact_utils.probes.transport import masks_of, way
+from massact_utils.experiments.transport import (
+    Trajectory,
+    blend_latents,
+    callback_inputs,
+    mask_variants,
+    offset,
+    swap_prompts,
+)
+from massact_utils.models.latents import noised
+from massact_utils.probes.arms import Arm
 
 
 def picture(height, width, seed=0):
@@ -237,11 +246,10 @@ def test_a_source_runs_the_steps_that_are_looked_at_alone(recipe):
     assert "forward" not in vars(recipe.pipe.transformer)
 
 
-def test_strength_0_changes_nothing_and_a_trajectory_into_itself_hardly_anything(recipe):
+def test_dose_0_changes_nothing_and_a_trajectory_into_itself_hardly_anything(recipe):
     plain, record, other = tiny.run(recipe), record_of(recipe), record_of(recipe, prompts=(7, 8), seeds=(1, 2))
-    for strength in (0, [0, 0]):
-        with mu.attach(recipe.pipe, mu.Transport(other, strength=strength)):
-            assert torch.equal(tiny.run(recipe), plain)
+    with mu.attach(recipe.pipe, mu.Transport(other, dose=0)):
+        assert torch.equal(tiny.run(recipe), plain)
     with mu.attach(recipe.pipe, mu.Transport(record), branch="cond"):
         itself = tiny.run(recipe)
     assert (itself - plain).abs().max() < 1e-2 * plain.abs().max()  # the record keeps float32 as float16
@@ -276,30 +284,36 @@ def test_bfloat16_trajectories_come_back_bit_for_bit():
         assert torch.equal(torch.stack(mu.generate(pipe, prompts, seeds=seeds, **call)), plain)
 
 
-class Here:
-    """A site of a record of one step and layer, for transports called by hand."""
-
-    layer, name, step, timestep, branch, grid = 0, "transformer_blocks.0", 0, 1000.0, "cond", (2, 4)
-
-
-def by_hand(images=1, grid=(2, 4), width=6, ids=(1, 4), value=10.0):
-    """A record of constant values: image i holds value * (i + 1) in its channels."""
-    record = mu.Record(k=len(ids))
-    values = value * torch.arange(1, images + 1)[:, None, None].expand(images, grid[0] * grid[1], len(ids)).float()
-    record.sites = {(0, 0): {0: (torch.tensor([ids] * images), values)}}
-    record.timesteps, record.names, record.grid, record.branch = {0: 1000.0}, {0: Here.name}, grid, "cond"
-    return record
+def site_at(grid, **where):
+    at = dict(layer=0, name="blocks.0", kind="dual", step=0, timestep=1000.0, evaluation=0, branch="cond", grid=grid)
+    return SimpleNamespace(**at | where)
 
 
-def test_strengths_and_rows_of_one_batch():
-    tokens = torch.ones(3, 8, 6)
-    moved = mu.Transport(by_hand(), strength=[0.0, 0.5, 1.0])(tokens, Here)
+SITE = site_at((2, 4))
+
+
+def record_by_hand(ids, values, grid):
+    """A record of one step and layer: ids (image, K), values (image, N, K)."""
+    return mu.Record.of({(0, 0): (ids, values)}, grid, timesteps={0: 1000.0}, names={0: "blocks.0"})
+
+
+def constants(images=1):
+    """A record of constant values on 2 x 4 tokens: image i holds 10 * (i + 1) in the channels 1 and 4."""
+    values = 10 * torch.arange(1, images + 1)[:, None, None].expand(images, 8, 2).float()
+    return record_by_hand(torch.tensor([[1, 4]] * images), values, (2, 4))
+
+
+def test_arms_of_one_batch_have_their_own_dose_image_record_and_channels():
+    tokens, other = torch.ones(3, 8, 6), constants()
+    moved = mu.Transport(constants(), arms=[Arm(dose=dose) for dose in (0.0, 0.5, 1.0)])(tokens, SITE)
     assert moved[:, 0, 1].tolist() == [1.0, 5.5, 10.0] and moved[:, 0, 0].tolist() == [1.0] * 3
-    moved = mu.Transport(by_hand(images=2), rows=[1, None, 0])(tokens, Here)
+    moved = mu.Transport(constants(2), arms=[Arm(image=1), None, Arm(record=other)])(tokens, SITE)
     assert moved[:, 0, 4].tolist() == [20.0, 1.0, 10.0]
-    assert mu.Transport(by_hand(images=3))(tokens, Here)[:, 0, 4].tolist() == [10.0, 20.0, 30.0]
-    first = mu.Transport(by_hand(), k=1)(tokens, Here)
+    assert mu.Transport(constants(3))(tokens, SITE)[:, 0, 4].tolist() == [10.0, 20.0, 30.0]
+    first = mu.Transport(constants(), arms=[Arm(first=1), None, None])(tokens, SITE)
     assert first[0, 0].tolist() == [1, 10, 1, 1, 1, 1]
+    late = xr.DataArray([0.0, 1.0], {"branch": ["cond", "uncond"]}, ("branch",))
+    assert torch.equal(mu.Transport(constants(), dose=late)(tokens, SITE), tokens)
     assert tokens.eq(1).all()
 
 
@@ -307,95 +321,73 @@ def test_masks_are_brought_to_the_grid():
     tokens = torch.zeros(2, 8, 6)
     fine = np.zeros((8, 16), bool)
     fine[:4, :6] = True  # covers one token of the 2 x 4 grid, and half of another
-    hard = mu.Transport(by_hand(), mask=fine)(tokens, Here)[..., 1]
+    hard = mu.Transport(constants(), mask=fine)(tokens, SITE)[..., 1]
     assert hard[0].tolist() == [10, 10, 0, 0, 0, 0, 0, 0]
-    soft = mu.Transport(by_hand(), mask=fine.astype(np.float32))(tokens, Here)[..., 1]
+    soft = mu.Transport(constants(), mask=fine.astype(np.float32))(tokens, SITE)[..., 1]
     assert soft[0].tolist() == [10, 5, 0, 0, 0, 0, 0, 0]
     coarse = np.array([[[1, 0]], [[0, 1]]], bool)  # one for each row
-    each = mu.Transport(by_hand(), mask=coarse)(tokens, Here)[..., 1]
+    each = mu.Transport(constants(), mask=coarse)(tokens, SITE)[..., 1]
     assert each.tolist() == [[10, 10, 0, 0] * 2, [0, 0, 10, 10] * 2]
 
 
-class There(Here):
-    grid = 3, 4
+PLACE = site_at((3, 4))
 
 
 def random_case(dtype=torch.float32, offset=0.0):
     """Tokens (2, 12, 6), and a record of two images with channels of their own: (tokens, record)."""
     generator = torch.Generator().manual_seed(0)
     tokens, values = (offset + torch.randn(2, 12, n, generator=generator).to(dtype) for n in (6, 3))
-    record = by_hand(images=2, grid=(3, 4), ids=(0, 1, 2))
-    record.sites = {(0, 0): {0: (torch.tensor([[1, 4, 0], [5, 2, 3]]), values)}}
-    return tokens, record
+    return tokens, record_by_hand(torch.tensor([[1, 4, 0], [5, 2, 3]]), values, (3, 4))
 
 
 HALF = np.zeros((2, 3, 4), bool)  # a mask for each row
 HALF[0, 1:, :3] = HALF[1, :2, 2:] = True
 
 
-def level_by_hand(level, x, those):
-    """Of one channel of one image (12,), where `those` are the tokens that change."""
-    border = [i for i in range(12) if i not in (5, 6)]
-    taken = {"mean": x, "border": x[border], "mask": x[those]}
-    return sorted(x)[5] if level == "median" else np.mean(taken[level])
-
-
-def carried_by_hand(part, level, x, source, mask, strength, shift):
+def carried_by_hand(part, x, source, mask, dose, offset):
     """One channel of one image, token by token: (12,)."""
-    comes_from = {}
+    out, own, new = x.copy(), np.mean(x), np.mean(source)
     for i in range(3):
         for j in range(4):
-            y, z = i - shift[0], j - shift[1]
+            y, z = i - offset[0], j - offset[1]
             if mask[i, j] and 0 <= y < 3 and 0 <= z < 4:
-                comes_from[4 * i + j] = 4 * y + z
-    own = level_by_hand(level, x, list(comes_from))
-    new = level_by_hand(level, source, list(comes_from.values()))
-    out = x.copy()
-    for token, origin in comes_from.items():
-        value = {"both": source[origin], "level": x[token] - own + new, "pattern": source[origin] - new + own}[part]
-        out[token] = x[token] + strength * (value - x[token])
+                token, origin = 4 * i + j, 4 * y + z
+                value = {"both": source[origin], "level": x[token] - own + new, "pattern": source[origin] - new + own}
+                out[token] += dose * (value[part] - x[token])
     return out
 
 
-@pytest.mark.parametrize("level", ["mean", "median", "border", "mask"])
-@pytest.mark.parametrize(
-    "part, shift",
-    [("both", (0, 0)), ("level", (0, 0)), ("pattern", (0, 0))]
-    + [(part, shift) for part in ("both", "pattern") for shift in ((1, 0), (-1, 2), (0, -1))],
-)
-def test_level_and_pattern_are_carried_apart(part, shift, level):
+@pytest.mark.parametrize("part", ["both", "level", "pattern"])
+@pytest.mark.parametrize("offset", [(0, 0), (1, 0), (-1, 2), (0, -1)])
+def test_level_and_pattern_are_carried_apart(part, offset):
     tokens, record = random_case()
-    strength, before = [1.0, 0.3], tokens.clone()
-    edit = mu.Transport(record, part=part, level=level, mask=HALF, strength=strength, shift=shift)
-    moved, wanted = edit(tokens, There), tokens.double().numpy().copy()
+    doses, before = [1.0, 0.3], tokens.clone()
+    arms = [Arm(dose=doses[i], image=i, part=part, mask=HALF[i], offset=offset) for i in (0, 1)]
+    moved, wanted = mu.Transport(record, arms=arms)(tokens, PLACE), tokens.double().numpy().copy()
     for row, ids in enumerate(record[0, 0][0].tolist()):
         for place, c in enumerate(ids):
-            source = record[0, 0][1][row, :, place].double().numpy()
-            given = part, level, tokens[row, :, c].double().numpy(), source, HALF[row], strength[row], shift
-            wanted[row, :, c] = carried_by_hand(*given)
+            x, source = tokens[row, :, c].double().numpy(), record[0, 0][1][row, :, place].double().numpy()
+            wanted[row, :, c] = carried_by_hand(part, x, source, HALF[row], doses[row], offset)
     np.testing.assert_allclose(moved, wanted, rtol=1e-5, atol=1e-5)
     still = torch.as_tensor(~HALF).flatten(1)
     assert torch.equal(moved[still], tokens[still]) and torch.equal(tokens, before)
 
 
-@pytest.mark.parametrize("level", ["mean", "median", "border", "mask"])
-@pytest.mark.parametrize("strength", [0.4, 1.0])
-def test_level_and_pattern_add_up_to_both(level, strength):
-    """Their changes do under any mask; carried one after the other they do where all that change make the level."""
+@pytest.mark.parametrize("dose", [0.4, 1.0])
+def test_level_and_pattern_add_up_to_both(dose):
+    """Their changes do under any mask; carried one after the other they do without one."""
     tokens, record = random_case()
     soft = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(1))
 
-    def carry(x, part, mask):
-        return mu.Transport(record, part=part, level=level, mask=mask, strength=strength)(x, There)
+    def carry(x, part, mask=None):
+        return mu.Transport(record, part=part, mask=mask, dose=dose)(x, PLACE)
 
     changes = [carry(tokens, part, soft) - tokens for part in ("level", "pattern", "both")]
     torch.testing.assert_close(changes[0] + changes[1], changes[2])
     assert all(change.abs().max() > 1e-3 for change in changes)
-    mask = HALF if level == "mask" else None
-    both = carry(tokens, "both", mask)
-    torch.testing.assert_close(carry(carry(tokens, "level", mask), "pattern", mask), both)
-    if level != "median" or strength == 1:  # a mixture of two patterns of median 0 has another median
-        torch.testing.assert_close(carry(carry(tokens, "pattern", mask), "level", mask), both)
+    both = carry(tokens, "both")
+    torch.testing.assert_close(carry(carry(tokens, "level"), "pattern"), both)
+    torch.testing.assert_close(carry(carry(tokens, "pattern"), "level"), both)
 
 
 def test_two_probes_of_one_attach_carry_what_one_carries():
@@ -418,19 +410,29 @@ def test_parts_in_half_precision_are_right_but_for_one_rounding(dtype):
     x = tokens.double().gather(2, ids[:, None].expand(values.shape))
     own, new = (y.double().mean(1, keepdim=True) for y in (x, values))
     for part, wanted in (("level", x - own + new), ("pattern", values.double() - new + own)):
-        moved = mu.Transport(record, part=part)(tokens, There)
+        moved = mu.Transport(record, part=part)(tokens, PLACE)
         found = moved.gather(2, ids[:, None].expand(values.shape)).double()
         assert moved.dtype == dtype
         torch.testing.assert_close(found, wanted, rtol=torch.finfo(dtype).eps, atol=0)
 
 
-def test_a_row_under_an_empty_mask_stays_as_it_is():
-    tokens, record = random_case()
-    mask = HALF.copy()
-    mask[0] = False
-    for level in ("mean", "mask"):
-        moved = mu.Transport(record, part="level", level=level, mask=mask)(tokens, There)
-        assert torch.equal(moved[0], tokens[0]) and not torch.equal(moved[1], tokens[1])
+def test_a_second_evaluation_of_a_step_takes_its_own_record():
+    record, tokens = mu.Record(k=2), torch.zeros(1, 8, 6)
+    for evaluation, value in ((0, 1.0), (1, 5.0)):
+        record(torch.full((1, 8, 6), value), site_at((2, 4), evaluation=evaluation, generation=0))
+    edit = mu.Transport(record)
+    for evaluation, value in ((0, 1.0), (1, 5.0)):
+        assert edit(tokens, site_at((2, 4), evaluation=evaluation)).max() == value
+    with pytest.raises(KeyError, match="was not recorded"):
+        edit(tokens, site_at((2, 4), evaluation=2))
+
+
+def test_nothing_is_read_from_the_device_inside_a_block():
+    """The meta device has no values: whatever reads one fails on it."""
+    record, tokens = mu.Record(k=2), torch.empty(2, 8, 6, device="meta")
+    assert record(tokens, site_at((2, 4), generation=0)) is None
+    arms = [None, Arm(image=1, part="pattern", mask=np.ones((2, 4)), dose=0.5, offset=(1, 0))]
+    assert mu.Transport(record, arms=arms)(tokens, SITE).device.type == "meta"
 
 
 def test_reference_tokens_are_left_alone():
@@ -458,7 +460,7 @@ def test_a_missing_step_or_layer_is_named():
     with mu.attach(pipe, mu.Record(k=3), layers=[1, 2], steps=[0, 2]) as record:
         mu.generate(pipe, "a star", **call)
     for where, error, text in (
-        (dict(layers=1), ValueError, r"timestep .* \(step 1\) was not recorded; recorded: 1000 \(step 0\), "),
+        (dict(layers=1), KeyError, r"step, layer \(1, 1\) was not recorded; steps \[0, 2\]"),
         (dict(layers=0, steps=0), KeyError, r"layers \[1, 2\] were"),
     ):
         with pytest.raises(error, match=text), mu.attach(pipe, mu.Transport(record), **where):
@@ -467,52 +469,40 @@ def test_a_missing_step_or_layer_is_named():
         mu.generate(pipe, "a star", **call)
         with pytest.raises(ValueError, match="generate both at one size"):
             mu.generate(pipe, "a star", **call | dict(height=32))
-    with mu.attach(pipe, mu.Transport(record), layers=1, steps=-1), pytest.raises(ValueError, match="not recorded"):
-        mu.generate(pipe, "a star", **call | dict(num_inference_steps=5))  # step 4 of another schedule
+    with mu.attach(pipe, mu.Transport(record), layers=1, steps=2), pytest.raises(ValueError, match="number of steps"):
+        mu.generate(pipe, "a star", **call | dict(num_inference_steps=5))  # step 2 of another schedule
 
 
 @pytest.mark.parametrize(
     "options, text",
     [
-        (dict(strength=1.5), "1.5 is not a number from 0 to 1"),
-        (dict(strength=[[1.0]]), "one for each row"),
-        (dict(strength=float("nan")), "nan is not"),
-        (dict(k=3), "k = 3 channels cannot be taken of 2"),
+        (dict(dose=1.5), "1.5 is not from 0 to 1"),
         (dict(mask=np.ones(4)), r"mask \(4,\)"),
         (dict(mask=2 * np.ones((2, 4))), "from 0 to 1"),
-        (dict(part="half"), "'half' is unknown; allowed: both, level, pattern"),
-        (dict(level="mode"), "'mode' is unknown; allowed: mean, median, border, mask"),
-        (dict(level="mask"), "give mask="),
-        (dict(shift=(2, 0)), r"shift \(2, 0\) of part 'both' is not possible on 2 x 4 tokens"),
-        (dict(shift=(0, 1), part="level"), "for a level, which has no place"),
+        (dict(part="half"), "'half' is unknown; allowed: 'both', 'level', 'pattern'"),
+        (dict(arms=[Arm(first=3)]), "first 3: the record has 1 images and 2 channels"),
+        (dict(arms=[Arm(image=1)]), "image 1, first None: the record has 1 images"),
+        (dict(arms=[Arm(offset=(2, 0))]), r"offset \(2, 0\) leaves the grid of 2 x 4 tokens"),
     ],
 )
 def test_what_is_impossible_is_refused_at_once(options, text):
     with pytest.raises(ValueError, match=text):
-        mu.Transport(by_hand(), **options)
+        mu.Transport(constants(), **options)
 
 
-@pytest.mark.parametrize(
-    "images, options, text",
-    [
-        (2, {}, r"rows \[0, 1\] do not fit a batch of 3 rows and 2 recorded images"),
-        (2, dict(rows=[0, 1, 2]), "2 recorded images"),
-        (1, dict(strength=[1.0, 0.5]), "2 strengths for 3 rows"),
-        (1, dict(mask=np.ones((2, 2, 4), bool)), "2 masks for 3 rows"),
-    ],
-)
-def test_what_does_not_fit_the_batch_is_refused(images, options, text):
-    with pytest.raises(ValueError, match=text):
-        mu.Transport(by_hand(images), **options)(torch.ones(3, 8, 6), Here)
+def test_what_does_not_fit_the_batch_is_refused():
+    for images, options in ((2, {}), (1, dict(arms=[None])), (1, dict(mask=np.ones((2, 2, 4), bool)))):
+        with pytest.raises(ValueError, match=r"3 rows in the batch for [12] arms"):
+            mu.Transport(constants(images), **options)(torch.ones(3, 8, 6), SITE)
 
 
 def test_other_models_and_empty_records_are_refused():
-    with pytest.raises(ValueError, match="seen no tokens"):
+    with pytest.raises(RuntimeError, match="seen no tokens"):
         mu.Transport(mu.Record())
-    record = by_hand()
-    record.names = {0: "blocks.0"}
+    record = constants()
+    record.blocks = {0: ("transformer_blocks.0", "dual")}
     with pytest.raises(ValueError, match="another model"):
-        mu.Transport(record)(torch.ones(1, 8, 6), Here)
+        mu.Transport(record)(torch.ones(1, 8, 6), SITE)
 
 
 def test_sources_that_do_not_fit_are_refused():
@@ -549,34 +539,34 @@ def test_one_image_under_several_prompts_and_arrays_as_images():
 def test_latents_blend_under_the_mask_alone(family):
     """Packed or not: where the weight is 1 the final latents are the source's, where it is 0 the target's own."""
     recipe = family()
-    kept = Trajectory()
-    source = tiny.run(recipe, prompts=(5, 6), seeds=(8, 9), callback_on_step_end=kept)
-    assert sorted(kept.latents) == [0, 1, 2]
-    plain, weight = tiny.run(recipe), np.zeros((2, 4, 6))
-    weight[1, :, :3] = 1
-    for rows in ([None, 1], [None, 0]):
-        mixed = tiny.run(recipe, callback_on_step_end=blend(kept, weight, rows))
-        assert torch.equal(mixed[0], plain[0])
-        at, grid = mixed[1], (4, 6) if mixed.ndim == 3 else mixed.shape[-2:]
-        maps = [x.T.reshape(-1, *grid) if x.ndim == 2 else x for x in (at, source[rows[1]], plain[1])]
-        left, right = np.s_[..., : grid[1] // 2], np.s_[..., grid[1] // 2 :]
-        assert torch.equal(maps[0][left], maps[1][left])
-        assert not torch.equal(maps[0][right], maps[1][right])
+    trajectory = Trajectory()
+    source = tiny.run(recipe, prompts=(5, 6), seeds=(8, 9), callback_on_step_end=trajectory)
+    assert sorted(trajectory.latents) == [0, 1, 2]
+    plain, weight = tiny.run(recipe), np.zeros((1, 4, 6))
+    weight[..., :3] = 1
+    mixed = tiny.run(recipe, callback_on_step_end=blend_latents(trajectory, [1], weight, range(3)))
+    assert torch.equal(mixed[0], plain[0])
+    grid = (4, 6) if mixed.ndim == 3 else mixed.shape[-2:]
+    maps = [x.T.reshape(-1, *grid) if x.ndim == 2 else x for x in (mixed[1], source[0], plain[1])]
+    left, right = np.s_[..., : grid[1] // 2], np.s_[..., grid[1] // 2 :]
+    assert torch.equal(maps[0][left], maps[1][left])
+    assert not torch.equal(maps[0][right], maps[1][right])
     with pytest.raises(KeyError):
-        tiny.run(recipe, callback_on_step_end=blend(kept, weight, [0, 1]), num_inference_steps=4)
+        call = dict(callback_on_step_end=blend_latents(trajectory, [1], weight, range(4)), num_inference_steps=4)
+        tiny.run(recipe, **call)
 
 
 @pytest.mark.parametrize("family", (klein, sd3), ids=lambda family: family.__name__)
 def test_captions_are_swapped_in_their_steps_and_rows_alone(family):
     """Swapped in every step from the second on, only the first forward knows the own caption; guided or not."""
     recipe, names = family(), ["latents", "prompt_embeds"]
-    assert handed(recipe.pipe) == names
+    assert callback_inputs(recipe.pipe) == names
     kept, hook = Trajectory(), dict(callback_on_step_end_tensor_inputs=names)
     tiny.run(recipe, prompts=(5, 6), seeds=(8, 9), callback_on_step_end=kept, **hook)
     assert len(kept.prompts) == 2
     plain = tiny.run(recipe, prompts=(5, 6), seeds=(1, 2))
     for steps, same in ((range(1, 3), False), (range(0), True)):
-        change = swap(kept, [None, 1], [None, 0], steps)
+        change = swap_prompts(kept, [1], [1], [0], steps)
         mixed = tiny.run(recipe, prompts=(5, 6), seeds=(1, 2), callback_on_step_end=change, **hook)
         assert torch.equal(mixed[0], plain[0]) and torch.equal(mixed[1], plain[1]) == same
     kept.prompts = kept.prompts[:, 1:]
@@ -585,23 +575,23 @@ def test_captions_are_swapped_in_their_steps_and_rows_alone(family):
 
 
 def test_padded_captions_are_not_swapped():
-    assert handed(qwen().pipe) == ["latents"]
+    assert callback_inputs(qwen().pipe) == ["latents"]
 
 
-def test_a_subject_has_a_way_to_another_place():
+def test_a_subject_is_offset_to_another_place():
     source, target = np.zeros((2, 6, 6), bool), np.zeros((2, 6, 6), bool)
     source[0, 1, 1], target[0, 3:5, 4] = True, True  # the second pair has no subjects
-    assert [way(a, b) for a, b in zip(source, target, strict=True)] == [(2, 3), (0, 0)]
-    moved = masks_of(source, target)["moved"]
+    assert [offset(a, b) for a, b in zip(source, target, strict=True)] == [(2, 3), (0, 0)]
+    moved = mask_variants(source, target)["moved"]
     assert moved[0].tolist() == target[0].tolist() and not moved[1].any()
     source[0, 1, 0] = True
-    assert (masks_of(source, target)["moved"][0] & ~target[0]).sum() == 1
+    assert (mask_variants(source, target)["moved"][0] & ~target[0]).sum() == 1
 
 
 def test_masks_are_combined():
     source, target = np.zeros((1, 4, 6), bool), np.zeros((1, 4, 6), bool)
     source[0, 1, 1], target[0, 2, 4] = True, True
-    masks = masks_of(source, target)
+    masks = mask_variants(source, target)
     assert masks["union"].sum() == 2 and masks["everywhere"].all()
     assert (masks["soft union"] >= masks["union"]).all() and masks["soft union"].max() == 1
     assert 0 < masks["soft union"][0, 1, 2] < 1

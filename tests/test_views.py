@@ -161,23 +161,23 @@ def test_live_pictures_are_generated_again_by_their_code(klein, results):
         views.disruption(klein, scores, PROMPTS[0], k=4, **tiny.KLEIN),
         views.transport(klein, PROMPTS, k=2, layer=-1, **tiny.KLEIN),
     ):
-        controls(box)["strength"].value = 0.5
+        controls(box)["dose"].value = 0.5
         line = html.unescape(re.search(r"<code>(.*)</code>", box.children[-1].value)[1])
         figure = eval(line, dict(mu=mu, pipe=klein, scores=scores))
         assert [ax.get_title().replace("\n", " ") for ax in figure.axes] == [*shown(box)]
         figure.savefig(file := io.BytesIO(), format="png", dpi=100)
         (saved,) = re.findall(
-            r'download="[^"/]*strength=0.5[^"/]*\.png" href="data:image/png;base64,([^"]+)', box.children[-1].value
+            r'download="[^"/]*dose=0.5[^"/]*\.png" href="data:image/png;base64,([^"]+)', box.children[-1].value
         )
         assert (decoded(saved) == np.asarray(Image.open(file).convert("RGB"))).all(), line
 
 
-def test_disruption_at_no_strength_shows_the_image_twice(klein, results):
+def test_disruption_at_no_dose_shows_the_image_twice(klein, results):
     scores = results[0].mean_abs.mean(("image", "step"))
     box = views.disruption(klein, scores, PROMPTS[0], k=4, **tiny.KLEIN)
     assert controls(box)["k"].value == 4 and controls(box)["set"].value == "top"
     check_every_control_changes_the_pictures(box)
-    controls(box)["strength"].value = 0
+    controls(box)["dose"].value = 0
     left, right = shown(box).values()
     assert (left == right).all()
 
@@ -190,12 +190,12 @@ def test_disruption_offers_the_steps_that_the_pipeline_runs(klein, results):
     assert [value for _, value in controls(box)["steps"].options] == [0, 1, 2]
 
 
-def test_transport_at_no_strength_shows_the_target(klein):
+def test_transport_at_no_dose_shows_the_target(klein):
     box = views.transport(klein, PROMPTS, k=4, **tiny.KLEIN)
     controls(box)["where"].value = "everywhere"
     _, target, mixed = shown(box).values()
     assert (target != mixed).any()
-    controls(box)["strength"].value = 0
+    controls(box)["dose"].value = 0
     _, target, mixed = shown(box).values()
     assert (target == mixed).all()
 

@@ -128,7 +128,7 @@ def anatomy(pipe, embedded: Embedded) -> pd.DataFrame:
     images = [Image.fromarray(image) for image in embedded.world.render(scenes, seed=SEED)[0]]
     captions = [embedded.world.caption(scene) for scene in scenes]
     mu.noised_source(pipe, images, stats, prompt=captions, seed=SEED)
-    data = stats.dataset().mean(("image", "step"))
+    data = stats.dataset().mean(("image", "branch", "step"))
     top = mu.select_channels(data.mean_abs, K)
     energy = (data.mean_sq.where((data.channel == top).any("rank"), 0) / data.mean_sq.sum("channel")).sum("channel")
     table = pd.DataFrame({"largest over median": data.mean_abs.max("channel") / data.mean_abs.median("channel")})

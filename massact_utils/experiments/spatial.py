@@ -6,7 +6,7 @@ import numpy as np
 
 from ..measures.masks import best_consensus, coverage, token_colours
 from ..models import guess, latents
-from ..probes.words import where, words_seen
+from ..probes.attention import concept_attention, word_positions
 from ..worlds import toyworld
 
 
@@ -45,10 +45,11 @@ def open_layout(text: str) -> str:
 
 
 def subject_attention(pipe, captions, steps=None):
-    """Attention to the subject's words of ToyWorld captions, one a row, less that to the ground's; as `words_seen`."""
+    """`concept_attention` of ToyWorld captions, one a row: the subject's words against the ground's."""
     places = []
     for caption in captions:
         scene = toyworld.parse(caption)
         ground = f"{scene.ground} {scene.pattern} ground"
-        places.append((where(pipe, caption, f"{scene.colour} {scene.shape}"), where(pipe, caption, ground)))
-    return words_seen(pipe, places, steps)
+        subject = f"{scene.colour} {scene.shape}"
+        places.append((word_positions(pipe, caption, subject), word_positions(pipe, caption, ground)))
+    return concept_attention(pipe, places, steps)

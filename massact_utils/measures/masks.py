@@ -32,12 +32,11 @@ def token_masks(record, *, layer, step=-1, ranks=None, method="kmeans", scaling=
     - "border": heat is the mean distance to the three most similar tokens on the image's border, as in saliency by
       background priors; the foreground is what Otsu's threshold leaves above it, and `polarity` has no say.
 
-    Raises ValueError for an unknown method, scaling or polarity, for an empty record and for values that are not
-    finite; KeyError for a site that was not recorded, IndexError for ranks that do not exist.
+    Raises ValueError for an unknown method, scaling or polarity and for values that are not finite; RuntimeError for an
+    empty record, KeyError for a site that was not recorded, IndexError for ranks that do not exist.
     """
     _check(method=method, scaling=scaling, polarity=polarity)
-    if not record.sites:
-        raise ValueError("the Record has seen no tokens: generate inside `with mu.attach(pipe, record):` first")
+    record.finished()  # an error for one that has seen nothing
     site = _recorded(step, record.steps), _recorded(layer, record.layers)
     side, heat = _split(_tokens(record, [site], ranks), scaling, [method], record.grid)[method]
     mask = side if method == "border" else _foreground(side, heat, polarity, record.grid)
@@ -101,11 +100,7 @@ def as_record(tokens: dict, grid: tuple[int, int]) -> Record:
     """
     tokens = {key if isinstance(key, tuple) else (key, 0): torch.as_tensor(x) for key, x in tokens.items()}
     tokens = {site: values[..., None] if values.ndim == 2 else values for site, values in tokens.items()}
-    record = Record(k=next(iter(tokens.values())).shape[2])
-    record.sites = {site: {0: (torch.arange(record.k)[None], values)} for site, values in tokens.items()}
-    record.timesteps, record.names = ({site[i]: name for site in tokens} for i, name in ((0, 0.0), (1, "tokens")))
-    record.grid = tuple(grid)
-    return record
+    return Record.of({site: (torch.arange(x.shape[2])[None], x) for site, x in tokens.items()}, grid)
 
 
 def token_colours(images, grid: tuple[int, int]) -> np.ndarray:

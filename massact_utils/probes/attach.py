@@ -89,7 +89,14 @@ def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image", 
                 if block in (_with_text(listed, chosen, layers) if stream == "text" else chosen):
                     calls.add(module.register_forward_hook(partial(on_block, calls, wanted, block, blocks, stream)))
             calls.add(transformer.register_forward_hook(partial(_on_output, calls)))
-        yield probes[0] if len(probes) == 1 else probes
+        try:
+            yield probes[0] if len(probes) == 1 else probes
+        except BaseException:
+            for probe in (probe for probe in probes if hasattr(probe, "forget_half") and hasattr(calls, "picked")):
+                steps = calls.picked  # of a bare transformer without an end
+                last = max(steps[0], steps[-1]) if isinstance(steps, range) else max(steps)
+                probe.forget_half(calls.generation, (last, max(block.index for block in chosen)))
+            raise
 
 
 def _with_text(listed, chosen, layers):

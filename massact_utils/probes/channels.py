@@ -6,6 +6,8 @@ import numpy as np
 import torch
 import xarray as xr
 
+from .reading import Reading
+
 STATISTICS = ("mean_abs", "mean", "max_abs", "mean_sq")
 SCORES = ("mean_abs", "abs_mean", "max_abs", "quantile_abs", "mean_sq")
 
@@ -16,7 +18,7 @@ def _moments(tokens: torch.Tensor) -> torch.Tensor:
     On a CPU in parts that fit its cache, which is 7 times faster at width 1536; a GPU takes all tokens at once.
     """
     batch, n, width = tokens.shape
-    rows = n if tokens.is_cuda else max(1, 2**19 // (batch * width))
+    rows = max(1, 2**19 // (batch * width)) if tokens.device.type == "cpu" else n
     sums, top = 0, 0
     for part in tokens.split(rows, dim=1):
         x = part.float()
@@ -35,146 +37,72 @@ def _quantile(tokens: torch.Tensor, q: float) -> torch.Tensor:
     return torch.lerp(tail[:, -1], tail[:, 0], place - below)
 
 
-class EachImage:
-    """Statistics of every image, the running generation's on the device; what is finished goes to the host."""
+class ChannelStats(Reading):
+    """A probe that reads: four statistics per channel over the image tokens, for every branch, step and layer it sees.
 
-    dims = ("image", "step", "layer", "channel")
-
-    def __init__(self, names):
-        self.names, self.generations = names, {}  # generation -> {(step, layer): names B D}
-
-    def add(self, site, new):
-        if site.generation not in self.generations and self.generations:
-            self.fetch(next(reversed(self.generations.values())))
-        self.generations.setdefault(site.generation, {})[site.step, site.layer] = new
-
-    def fetch(self, cells):
-        """Bring a generation's cells to the host in one transfer."""
-        cells.update(zip(cells, torch.stack(list(cells.values())).cpu(), strict=True))
-
-    def table(self, steps, layers) -> tuple[list[str], np.ndarray]:
-        """Names of variables, and their values (variable, image, step, layer, channel); nan where nothing was seen."""
-        self.fetch(next(reversed(self.generations.values())))
-        batches = [next(iter(cells.values())).shape[1:] for cells in self.generations.values()]  # B D
-        values = np.full((len(self.names), sum(b for b, _ in batches), len(steps), len(layers), batches[0][1]), np.nan)
-        values, first = values.astype(np.float32), 0
-        for cells, (batch, _) in zip(self.generations.values(), batches, strict=True):
-            for (step, layer), cell in cells.items():
-                values[:, first : first + batch, steps.index(step), layers.index(layer)] = cell.numpy()
-            first += batch
-        return self.names, values
-
-
-class Pooled:
-    """Means and variances over images by Chan's update, so that memory does not grow with images or generations."""
-
-    dims = ("step", "layer", "channel")
-
-    def __init__(self, names):
-        self.names, self.cells = names, {}  # (step, layer) -> images, means, squared deviations, maximum
-        self.means = [i for i, name in enumerate(names) if name != "max_abs"]
-
-    def add(self, site, new):
-        batch, mean, top = new.shape[1], new.mean(1), new[self.names.index("max_abs")].amax(0)
-        spread = (new - mean[:, None]).square().sum(1)
-        if (site.step, site.layer) in self.cells:
-            n, old, old_spread, old_top = self.cells[site.step, site.layer]
-            step = mean - old
-            spread = old_spread + spread + step.square() * (n * batch / (n + batch))
-            mean, top, batch = old + step * (batch / (n + batch)), torch.maximum(old_top, top), n + batch
-        self.cells[site.step, site.layer] = batch, mean, spread, top
-
-    def table(self, steps, layers) -> tuple[list[str], np.ndarray]:
-        """Names of variables, variances last, and their values (variable, step, layer, channel)."""
-        names = self.names + [f"{self.names[i]}_var" for i in self.means]
-        found = (
-            torch.stack([torch.cat([m, spread, top[None]]) for _, m, spread, top in self.cells.values()]).cpu().numpy()
-        )
-        values = np.full((len(names), len(steps), len(layers), found.shape[-1]), np.nan, np.float32)
-        n = len(self.names)
-        for (step, layer), (images, *_), cell in zip(self.cells, self.cells.values(), found, strict=True):
-            at = steps.index(step), layers.index(layer)
-            values[:n, *at] = cell[:n]
-            values[self.names.index("max_abs"), *at] = cell[-1]
-            values[n:, *at] = cell[[n + i for i in self.means]] / (images - 1) if images > 1 else np.nan
-        return names, values
-
-
-class ChannelStats:
-    """A probe that reads: four statistics per channel over the image tokens, for every layer and step it sees.
-
-    They are reduced on the tokens' device, with float32 accumulation, and fetched once a generation. With
-    `per_image=False` images are not kept apart: memory then grows with steps, layers and channels alone, and the
-    table gains the variance over images. The paper (arXiv 2605.13974) selects by the "absolute channel mean across
-    image tokens", which may be `mean_abs` or the absolute value of `mean`; both are here. `quantile`, as in 0.999, adds
-    that quantile of the absolute values over an image's tokens, exactly, as `quantile_abs`; it needs a partial sort and
-    is off by default. One branch and one schedule to a table, else ValueError.
+    They are reduced on the tokens' device, with float32 accumulation, and fetched once a generation. The paper
+    (arXiv 2605.13974) selects by the "absolute channel mean across image tokens", which may be `mean_abs` or the
+    absolute value of `mean`; both are here. `quantile`, as in 0.999, adds that quantile of the absolute values over an
+    image's tokens, exactly, as `quantile_abs`; it needs a partial sort and is off by default. Of a step with several
+    evaluations the first counts. One schedule to a table, else ValueError.
     """
 
-    edits = False
-
-    def __init__(self, per_image: bool = True, quantile: float | None = None):
+    def __init__(self, quantile: float | None = None):
+        super().__init__()
         if quantile is not None and not 0 < quantile < 1:
             raise ValueError(f"quantile {quantile!r} is not possible; allowed: between 0 and 1, as in 0.999")
-        self.quantile = quantile
-        names = [*STATISTICS] if quantile is None else [*STATISTICS, "quantile_abs"]
-        self.kept = EachImage(names) if per_image else Pooled(names)
-        self.generation, self.seen, self.images = None, set(), 0  # of the running generation: its sites
-        self.timesteps, self.layers = {}, {}
-        self.branch = self.dtype = None
+        self.quantile, self.dtype = quantile, None
+        self.names = [*STATISTICS] if quantile is None else [*STATISTICS, "quantile_abs"]
 
     def __call__(self, tokens, site):
-        self.branch, self.dtype = self.branch or site.branch, tokens.dtype
-        if site.branch != self.branch:
-            raise ValueError(
-                f"ChannelStats saw branch {site.branch!r} after {self.branch!r}; attach one ChannelStats to each branch"
-            )
-        if self.timesteps.setdefault(site.step, site.timestep) != site.timestep:
-            raise ValueError(
-                f"step {site.step} was at timestep {self.timesteps[site.step]:g} and is now at {site.timestep:g}; "
-                "take another ChannelStats for another schedule"
-            )
-        self.layers[site.layer] = site.name, site.kind
-        if site.generation != self.generation:
-            self.generation, self.seen, self.images = site.generation, set(), self.images + len(tokens)
-        if (site.step, site.layer) in self.seen:  # gradient checkpointing runs a block again
-            return
-        self.seen.add((site.step, site.layer))
-        new = _moments(tokens.detach())  # names B D
-        if self.quantile is not None:
-            new = torch.cat([new, _quantile(tokens.detach(), self.quantile)[None]])
-        self.kept.add(site, new)
+        tokens, key, self.dtype = tokens.detach(), (site.step, site.layer, site.branch), tokens.dtype
+        last = next(reversed(self.generations.values()), None)
+        cells = self.cells(site)
+        if last is not None and last is not cells:
+            _fetch(last)
+        if key not in cells:  # gradient checkpointing runs a block again
+            extra = [] if self.quantile is None else [_quantile(tokens, self.quantile)[None]]
+            cells[key] = torch.cat([_moments(tokens), *extra])  # names B D
 
     def bytes_of(self, images: int, sites: int, tokens) -> int:
         """Bytes kept of so many images, at so many blocks x steps, of tokens like these (B, N, D)."""
-        per_image, n = isinstance(self.kept, EachImage), len(self.kept.names)
-        return 4 * tokens.shape[-1] * sites * (images * n if per_image else 2 * n - 1)
+        return 4 * tokens.shape[-1] * sites * images * len(self.names)
 
     def dataset(self) -> xr.Dataset:
-        """The table: mean_abs, mean, max_abs, mean_sq over dims (image, step, layer, channel), float32.
+        """The table: mean_abs, mean, max_abs, mean_sq over dims (image, branch, step, layer, channel), float32.
 
-        With `per_image=False` there is no image dim: the means over images, the maximum of max_abs, and the variances
-        over images of the others (mean_abs_var ...). Sites that were not visited are nan. Raises RuntimeError
-        before any forward.
+        Sites that were not visited are nan. Raises RuntimeError before any forward.
         """
-        if not self.images:
-            raise RuntimeError(
-                "ChannelStats has seen no tokens: generate inside `with mu.attach(pipe, stats):` before .dataset()"
-            )
-        steps, layers = sorted(self.timesteps), sorted(self.layers)
-        names, values = self.kept.table(steps, layers)
+        runs = self.finished()
+        _fetch(next(reversed(self.generations.values())))
+        steps, layers, branches = (
+            sorted(set(names)) for names in zip(*(key for run in runs for key in run), strict=True)
+        )
+        batches = [next(iter(run.values())).shape[1] for run in runs]
+        width = next(iter(runs[0].values())).shape[2]
+        shape = len(self.names), sum(batches), len(branches), len(steps), len(layers), width
+        values, first = np.full(shape, np.nan, np.float32), 0
+        for run, batch in zip(runs, batches, strict=True):
+            for (step, layer, branch), cell in run.items():
+                at = branches.index(branch), steps.index(step), layers.index(layer)
+                values[:, first : first + batch, *at] = cell.numpy()
+            first += batch
         data = xr.Dataset(
-            {name: (self.kept.dims, value) for name, value in zip(names, values, strict=True)},
             {
+                name: (("image", "branch", "step", "layer", "channel"), x)
+                for name, x in zip(self.names, values, strict=True)
+            },
+            {
+                "image": np.arange(first),
+                "branch": branches,
                 "step": steps,
                 "layer": layers,
-                "channel": np.arange(values.shape[-1]),
-                "timestep": ("step", [self.timesteps[s] for s in steps]),
-                "name": ("layer", [self.layers[i][0] for i in layers]),
-                "kind": ("layer", [self.layers[i][1] for i in layers]),
+                "channel": np.arange(width),
+                "timestep": ("step", [self.timesteps[step] for step in steps]),
+                "name": ("layer", [self.blocks[layer][0] for layer in layers]),
+                "kind": ("layer", [self.blocks[layer][1] for layer in layers]),
             },
-            {"images": self.images, "branch": self.branch, "dtype": str(self.dtype).removeprefix("torch.")}
-            | ({"quantile": self.quantile} if self.quantile else {}),
+            {"dtype": str(self.dtype).removeprefix("torch.")} | ({"quantile": self.quantile} if self.quantile else {}),
         )
         if self.dtype == torch.float16:
             data.attrs["saturated"] = full = int((data.max_abs >= 65504).sum())
@@ -183,7 +111,13 @@ class ChannelStats:
                     f"{full} of {data.max_abs.size} channel entries reached 65504, float16's limit; load with bfloat16",
                     stacklevel=2,
                 )
-        return data.assign_coords(image=np.arange(self.images)) if "image" in data.dims else data
+        return data
+
+
+def _fetch(cells) -> None:
+    """Bring a generation's cells to the host in one transfer."""
+    if cells:
+        cells.update(zip(cells, torch.stack(list(cells.values())).cpu(), strict=True))
 
 
 def score(data: xr.Dataset, name: str = "mean_abs") -> xr.DataArray:
@@ -241,33 +175,75 @@ def criteria(data: xr.Dataset, name: str = "mean_abs", threshold: float = 5.0) -
 def select_channels(scores: xr.DataArray, k: int = 12, *, which: str = "top", seed: int = 0) -> xr.DataArray:
     """Ids of k channels for every leading index of a score: DataArray (..., channel) -> (..., rank).
 
-    "top" and "bottom" have the largest and the smallest scores, most extreme first. "random" draws from all channels,
-    "outside" from all those outside the top k, so that a control never contains what it is compared with; both draw
-    anew for every leading index, from `seed` alone: seeds 0 to 7 are eight draws. Selection per layer is the paper's
-    (arXiv 2605.13974). Raises ValueError for an unknown `which`, a score without a channel dim, nan scores, and k below
-    1 or above the number of channels that can be chosen.
+    "top" and "bottom" have the largest and the smallest scores, most extreme first, chosen per layer as in
+    arXiv 2605.13974. "outside" is a control: k channels drawn by `seed`, the same at every leading index, from those
+    that are in the top k of none; seeds 0 to 7 are eight draws. Raises ValueError for an unknown `which`, a score
+    without a channel dim, nan scores, and k below 1 or above the number of channels that can be chosen.
 
     >>> scores = xr.DataArray([[0.1, 9.0, 0.2, 5.0]], dims=("layer", "channel"))
-    >>> select_channels(scores, k=2).values.tolist()
-    [[1, 3]]
+    >>> select_channels(scores, k=2).values.tolist(), sorted(select_channels(scores, 2, which="outside").values[0])
+    ([[1, 3]], [0, 2])
     """
-    if which not in ("top", "bottom", "random", "outside"):
-        raise ValueError(f"which {which!r} is unknown; allowed: top, bottom, random, outside")
+    if which not in ("top", "bottom", "outside"):
+        raise ValueError(f"which {which!r} is unknown; allowed: top, bottom, outside")
     if "channel" not in getattr(scores, "dims", ()):
         raise ValueError(f"scores need a dim 'channel'; got {getattr(scores, 'dims', type(scores).__name__)}")
     scores = scores.transpose(..., "channel")
     width = scores.sizes["channel"]
-    most = width // 2 if which == "outside" else width
-    if not 1 <= k <= most:
-        raise ValueError(f"k = {k} channels cannot be chosen as {which!r} from {width}; allowed: 1 to {most}")
+    if not 1 <= k <= width:
+        raise ValueError(f"k = {k} channels cannot be chosen from {width}; allowed: 1 to {width}")
     if scores.isnull().any():
         raise ValueError(
             "scores contain nan: layers or steps that were not visited, or tokens that were not finite; drop them first"
         )
-    order = np.argsort(-scores.values if which != "bottom" else scores.values, axis=-1, kind="stable")  # ... channel
-    if which in ("random", "outside"):
-        pool = order[..., k:] if which == "outside" else order
-        order = np.random.default_rng(seed).permuted(pool, axis=-1)
-    ids = scores.coords["channel"].values[order[..., :k]] if "channel" in scores.coords else order[..., :k]
-    kept = {name: c for name, c in scores.coords.items() if "channel" not in c.dims}
-    return xr.DataArray(ids, kept | {"rank": np.arange(k)}, (*scores.dims[:-1], "rank"), name="channel")
+    order = np.argsort(-scores.values if which != "bottom" else scores.values, axis=-1, kind="stable")[..., :k]
+    if which == "outside":
+        others = np.setdiff1d(np.arange(width), order)
+        if len(others) < k:
+            raise ValueError(
+                f"k = {k} channels cannot be chosen outside the top {k} of all layers, which are {width - len(others)} "
+                f"of {width} channels and leave {len(others)}; take a smaller k, or a score averaged over more"
+            )
+        order = np.broadcast_to(np.random.default_rng(seed).permutation(others)[:k], order.shape)
+    ids = scores.coords["channel"].values[order] if "channel" in scores.coords else order.copy()
+    coords = {name: c for name, c in scores.coords.items() if "channel" not in c.dims}
+    return xr.DataArray(ids, coords | {"rank": np.arange(k)}, (*scores.dims[:-1], "rank"), name="channel")
+
+
+def removed(mean_sq: xr.DataArray, channels: xr.DataArray) -> xr.DataArray:
+    """Share of the squared norm of tokens that zeroing takes away: mean squares (..., channel) -> (...).
+
+    `channels` are ids (..., rank) or doses (..., channel); a dose s takes s^2 of its channel.
+
+    >>> mean_sq = xr.DataArray([1.0, 2.0, 5.0], dims="channel")
+    >>> float(removed(mean_sq, xr.DataArray([2], dims="rank")))
+    0.625
+    """
+    taken = mean_sq * channels**2 if "channel" in channels.dims else mean_sq.sel(channel=channels)
+    return taken.sum(set(channels.dims) & {"rank", "channel"}) / mean_sq.sum("channel")
+
+
+def matched_channels(mean_sq: xr.DataArray, top: xr.DataArray, *, seed: int = 0) -> xr.DataArray:
+    """Doses of random channels outside a set that remove the set's squared norm: (..., channel), from 0 to 1.
+
+    Channels are drawn in random order, anew for every leading index, until zeroing them takes as much squared norm as
+    zeroing `top` (..., rank); the last one drawn gets the part of a dose that makes the two equal. `mean_sq`
+    (..., channel) is as from `ChannelStats`. Where the set holds more than half of the squared norm all the others
+    together cannot match it: they then all get dose 1, and `removed` tells how much that is.
+
+    >>> doses = matched_channels(xr.DataArray([1.0, 1.0, 1.0, 2.0], dims="channel"), xr.DataArray([3], dims="rank"))
+    >>> float(doses.sum()), float(doses[3])
+    (2.0, 0.0)
+    """
+    mean_sq = mean_sq.transpose(..., "channel")
+    inside = (mean_sq.channel == top).any("rank").transpose(*mean_sq.dims).values
+    rank = np.random.default_rng(seed).permuted(np.broadcast_to(np.arange(inside.shape[-1]), inside.shape), axis=-1)
+    order = np.argsort(np.where(inside, inside.shape[-1], rank), axis=-1)  # the set itself comes last
+    drawn = np.take_along_axis(np.where(inside, 0, mean_sq.values), order, -1).astype(float)
+    before = drawn.cumsum(-1) - drawn
+    wanted = np.where(inside, mean_sq.values, 0).sum(-1, keepdims=True, dtype=float)
+    left = np.clip(wanted - before, 0, None)
+    dose = np.sqrt(np.clip(np.divide(left, drawn, out=np.zeros_like(drawn), where=drawn > 0), 0, 1))
+    doses = np.zeros_like(dose)
+    np.put_along_axis(doses, order, dose, -1)
+    return mean_sq.copy(data=doses).rename("dose")

@@ -9,30 +9,30 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..places import atomic_write
+from .arms import part_at
+from .reading import Reading
 
 
-class Record:
+class Record(Reading):
     """A probe that reads: K channels of every image token, at every site it sees, kept on the tokens' device.
 
     `channels` is a DataArray (rank), (layer, rank) or (step, layer, rank) as from `select_channels`; None keeps each
     image's own top k by mean absolute activation over its tokens, the selection of arXiv 2605.13974; of given channels
     k takes the first. Values are kept in the tokens' dtype; on a CPU float32 becomes float16 where that holds them.
-    `host()` moves what was recorded off a GPU. One branch to a record, else ValueError.
 
     `record[step, layer]` gives (ids, values): channel ids (image, K) and values (image, N, K), images in the order they
-    were generated. Raises KeyError, naming what there is, for a site that was not visited.
+    were generated; `record[step, layer, 1]` is a step's second evaluation. Raises KeyError, naming what there is, for a
+    site that was not visited; in use ValueError for a second branch, grid or schedule, and for a layer or step that
+    `channels` do not name.
     """
 
-    edits = False
-
     def __init__(self, channels: xr.DataArray | None = None, k: int | None = None):
+        super().__init__()
         most = None if channels is None else channels.sizes["rank"]
         k = k if k is not None else most or 12
         if not 1 <= k <= (most or k):
             raise ValueError(f"k = {k} channels cannot be kept; allowed: 1 {f'to {most}' if most else 'or more'}")
         self.channels, self.k = None if channels is None else channels.isel(rank=slice(k)), k
-        self.sites = {}  # (step, layer) -> {generation: ids (B K), values (B N K)}
-        self.timesteps, self.names = {}, {}
         self.grid = self.branch = None
 
     def __call__(self, tokens, site):
@@ -43,75 +43,86 @@ class Record:
                 f"{site.grid}: take another Record for it"
             )
         tokens = tokens.detach()
-        if self.channels is None:
-            if self.k > tokens.shape[-1]:
-                raise ValueError(f"k = {self.k} channels cannot be kept of {tokens.shape[-1]}")
+        if self.channels is not None:
+            ids = torch.as_tensor(part_at("channels", self.channels, site), device=tokens.device)
+            ids = ids.expand(len(tokens), -1)
+        elif self.k <= tokens.shape[-1]:
             ids = torch.linalg.vector_norm(tokens, 1, dim=1, dtype=torch.float32).topk(self.k).indices  # B K
         else:
-            at = {dim: {"layer": site.layer, "step": site.step}[dim] for dim in self.channels.dims if dim != "rank"}
-            ids = torch.as_tensor(self.channels.sel(at).values.copy(), device=tokens.device).expand(len(tokens), -1)
+            raise ValueError(f"k = {self.k} channels cannot be kept of {tokens.shape[-1]}")
         values = tokens.gather(2, ids[:, None].expand(-1, tokens.shape[1], -1))  # B N K
-        if values.dtype == torch.float32 and not values.is_cuda and values.abs().max() <= torch.finfo(torch.half).max:
+        narrow = values.dtype == torch.float32 and values.device.type == "cpu"
+        if narrow and values.abs().max() <= torch.finfo(torch.half).max:
             values = values.half()
-        self.timesteps[site.step], self.names[site.layer] = site.timestep, site.name
-        self.sites.setdefault((site.step, site.layer), {})[site.generation] = ids, values
+        self.cells(site)[site.step, site.layer, site.evaluation] = ids, values
 
     def __getitem__(self, key) -> tuple[torch.Tensor, torch.Tensor]:
-        if key not in self.sites:
-            raise KeyError(f"step, layer {key} was not recorded; steps {self.steps}, layers {self.layers} were")
-        parts = [part for _, part in sorted(self.sites[key].items(), key=lambda item: item[0])]
+        key = (*key, 0)[:3]
+        parts = [cells[key] for cells in self.finished() if key in cells]
+        if not parts:
+            raise KeyError(f"step, layer {key[:2]} was not recorded; steps {self.steps}, layers {self.layers} were")
         return parts[0] if len(parts) == 1 else tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
     def bytes_of(self, images: int, sites: int, tokens) -> int:
         """Bytes kept of so many images, at so many blocks x steps, of tokens like these (B, N, D)."""
-        value = 2 if tokens.dtype == torch.float32 and not tokens.is_cuda else tokens.element_size()
+        value = 2 if tokens.dtype == torch.float32 and tokens.device.type == "cpu" else tokens.element_size()
         return images * sites * self.k * (8 + value * tokens.shape[1])
 
-    def host(self) -> "Record":
-        """Move all that was recorded to the host's memory, and give the record back."""
-        for parts in self.sites.values():
-            parts.update({n: tuple(tensor.cpu() for tensor in part) for n, part in parts.items()})
-        return self
+    @property
+    def sites(self) -> list[tuple[int, int]]:
+        """The recorded (step, layer), in order."""
+        return sorted({key[:2] for cells in self.generations.values() for key in cells})
 
     @property
     def steps(self) -> list[int]:
         """The recorded steps, in order."""
-        return sorted(self.timesteps)
+        return sorted({step for step, _ in self.sites})
 
     @property
     def layers(self) -> list[int]:
         """The recorded layers, in order."""
-        return sorted(self.names)
+        return sorted({layer for _, layer in self.sites})
 
     def save(self, path) -> None:
         """Write the record as safetensors: ids.STEP.LAYER (image, K) and values.STEP.LAYER (image, N, K).
 
         Grid, branch, timesteps and layer names stand in the header. Raises RuntimeError for an empty record.
         """
-        if not self.sites:
-            raise RuntimeError("the Record has seen no tokens: generate inside `with mu.attach(pipe, record):` first")
         tensors = {}
-        for step, layer in sorted(self.sites):
-            for name, tensor in zip(("ids", "values"), self[step, layer], strict=True):
-                tensors[f"{name}.{step}.{layer}"] = tensor.cpu().contiguous()
-        header = {"grid": self.grid, "branch": self.branch, "timesteps": self.timesteps, "names": self.names}
+        for key in dict.fromkeys(key for cells in self.finished() for key in cells):
+            at = ".".join(map(str, key if key[2] else key[:2]))
+            for name, tensor in zip(("ids", "values"), self[key], strict=True):
+                tensors[f"{name}.{at}"] = tensor.cpu().contiguous()
+        names = {layer: name for layer, (name, _) in self.blocks.items()}
+        header = {"grid": self.grid, "branch": self.branch, "timesteps": self.timesteps, "names": names}
         with atomic_write(Path(path)) as beside:
             save_file(tensors, beside, {"record": json.dumps(header)})
 
     @classmethod
+    def of(cls, sites: dict, grid, **about) -> "Record":
+        """A record of values seen elsewhere: {(step, layer): (ids (image, K), values (image, N, K))} on a token grid.
+
+        `about` are a record's branch, timesteps {step: timestep} and names {layer: name}, where they are known.
+        """
+        record = cls(k=next(iter(sites.values()))[0].shape[1])
+        record.generations = {0: {(*site, 0)[:3]: cell for site, cell in sites.items()}}
+        record.grid, record.branch = tuple(grid), about.get("branch")
+        record.timesteps = {step: about.get("timesteps", {}).get(step, 0.0) for step in record.steps}
+        record.blocks = {layer: (about.get("names", {}).get(layer, "tokens"), None) for layer in record.layers}
+        return record
+
+    @classmethod
     def load(cls, path) -> "Record":
         """A record as `save` wrote it, on the CPU. Raises ValueError for a file that is not one."""
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("record", "null"))
-            if header is None:
-                raise ValueError(f"{path} is a safetensors file but no Record; make one with record.save(path)")
-            keys = sorted(tuple(map(int, key.split(".")[1:])) for key in file.keys() if key.startswith("ids."))
-            sites = {
-                key: {0: tuple(file.get_tensor(f"{name}.{key[0]}.{key[1]}") for name in ("ids", "values"))}
-                for key in keys
-            }
-        record = cls(k=sites[keys[0]][0][0].shape[1])
-        record.sites, record.grid, record.branch = sites, tuple(header["grid"]), header["branch"]
-        record.timesteps = {int(step): value for step, value in header["timesteps"].items()}
-        record.names = {int(layer): name for layer, name in header["names"].items()}
-        return record
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads(file.metadata()["record"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            named = {name.removeprefix("ids"): tensor for name, tensor in tensors.items() if name.startswith("ids.")}
+            sites = {(*map(int, at[1:].split(".")),): (ids, tensors[f"values{at}"]) for at, ids in named.items()}
+            header |= {name: {int(at): x for at, x in header[name].items()} for name in ("timesteps", "names")}
+            return cls.of(sites, **header)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a damaged file fails in many ways
+            raise ValueError(f"{path} is no Record ({error}); make one with record.save(path)") from error

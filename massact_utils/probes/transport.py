@@ -12,203 +12,116 @@ import math
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter, shift
 
 from ..models.latents import noised
 from ..models.load import defaults, quietly
+from .arms import Arm, part_at, rows_of, widen
 from .attach import attach
-from .levels import check, level_of
 from .record import Record
 
 
 class Transport:
     """A probe that edits: under a mask, the recorded channels move from the target's values towards the source's.
 
-    At every site, x + mask * strength * (source - x) for the K channels recorded there; the site's own timestep names
-    the recorded step. `strength` from 0 (nothing changes) to 1 is one number, or one for each row of the batch. `mask`
-    (H, W), or (B, H, W) for each row, is bool or a weight from 0 to 1 and is brought to the tokens' grid (a bool one
-    stays hard); None is everywhere. `rows` says which recorded image each row takes, None for a row left alone; without
-    it one recorded image serves all rows, or as many as rows one each. `k` takes the first k recorded channels alone
-    (`select_channels` and a Record's own choice have the largest first). Several Transports in one `attach` are the
-    arms of a comparison. Whose channels: `Record(k=12)` takes each source's own, `Record(select_channels(scores))`
-    those of the prompts scored, sources or targets. It holds steps * layers * N * K values, of FLUX.2-klein-4B at
-    1024 x 1024 and K = 12 10 MB an image.
+    At every site, x + mask * dose * (source - x) for the K channels recorded at its step, evaluation and layer. `part`
+    is "both", "level" (the target keeps its pattern and gets the source's level, the mean over the image's tokens) or
+    "pattern" (the reverse); what the two change adds up to what both change. `dose`, `mask` and `part` are those of an
+    `Arm`; one recorded image or mask serves all rows, several one row each. `arms` has an Arm for each row of the batch
+    in their place, or None for a row left alone, with more to say:
 
-    `part` is "both", or "level": the target keeps its pattern and gets the source's level, or "pattern": the reverse.
-    `level` says what a level is: "mean", "median" or "border" over all of an image's tokens (`levels.level_of`), or
-    "mask", the mean over the mask's tokens. What the two parts change adds up to what both change. The level carried
-    first and then the pattern is the same as both too, if the level is that of the tokens that change: without a mask,
-    or with a bool mask and level="mask". `shift` (dy, dx) carries values to the tokens dy below and dx to the right;
-    `mask` is where they arrive, and tokens to which nothing comes stay as they are. Rotary positions are not moved.
+    - image: the recorded image whose values are carried, of `record`, or of the arm's own record; first: only so many
+      of the recorded channels, of which `select_channels` and a Record's own choice have the largest first.
+    - offset (down, right): by how many tokens values are moved. The mask is where they arrive, and tokens to which
+      nothing comes stay as they are. Rotary positions are not moved.
 
-    A record holds one branch. Under guidance the conditional one alone (`branch="cond"` in `attach`) carries much
-    further than both: guidance then amplifies what was transported instead of cancelling it.
+    A record holds one branch. Under guidance the conditional one alone (`branch="cond"` in `attach`, or a dose) carries
+    much further than both: guidance then amplifies what was transported instead of cancelling it.
 
-    Raises ValueError for a strength or mask outside 0 to 1, k outside 1 to K, an unknown part or level, a shift off
-    the grid and an empty record; in use, for rows, masks or strengths that do not fit the batch, another grid or other
-    blocks, and a timestep that was not recorded; KeyError for a layer that was not.
+    Raises ValueError for what an Arm refuses, for images, channels or offsets that the record does not have, and in use
+    for another number of rows, another grid, model or schedule; RuntimeError for an empty record; KeyError for a site
+    that was not recorded.
     """
 
     edits = True
 
-    def __init__(
-        self,
-        record: Record,
-        *,
-        strength=1.0,
-        mask=None,
-        rows=None,
-        k: int | None = None,
-        part: str = "both",
-        level: str = "mean",
-        shift: tuple[int, int] = (0, 0),
-    ):
-        if not record.sites:
-            raise ValueError("the Record has seen no tokens: generate inside `with mu.attach(pipe, record):` first")
-        most = record.k
-        if k is not None and not 1 <= k <= most:
-            raise ValueError(f"k = {k} channels cannot be taken of {most} recorded ones; allowed: 1 to {most}")
-        if part not in ("both", "level", "pattern"):
-            raise ValueError(f"part {part!r} is unknown; allowed: both, level, pattern")
-        check(level, "mask")
-        if level == "mask" and mask is None:
-            raise ValueError("level='mask' is the mean over the mask's tokens; give mask=")
-        height, width = record.grid[-2:]
-        if abs(shift[0]) >= height or abs(shift[1]) >= width or (part == "level" and any(shift)):
-            raise ValueError(
-                f"shift {tuple(shift)} of part {part!r} is not possible on {height} x {width} tokens; allowed: less "
-                "than the grid, and (0, 0) for a level, which has no place"
-            )
-        self.record, self.rows, self.k = record, rows, k
-        self.part, self.level, self.shift = part, level, tuple(shift)
-        self.strength = torch.as_tensor(strength, dtype=torch.float32)
-        if self.strength.ndim > 1 or not ((self.strength >= 0) & (self.strength <= 1)).all():
-            raise ValueError(f"strength {strength!r} is not a number from 0 to 1, or one for each row")
-        self.mask, self.hard = None, False
-        if mask is not None:
-            mask = (mask if isinstance(mask, torch.Tensor) else torch.as_tensor(np.asarray(mask))).cpu()
-            self.hard = mask.dtype == torch.bool
-            self.mask = mask.float() if mask.ndim == 3 else mask.float()[None]  # 1 or B, H, W
-            if self.mask.ndim != 3 or not ((self.mask >= 0) & (self.mask <= 1)).all():
-                raise ValueError(f"mask {tuple(mask.shape)} has to be (H, W) or (B, H, W), bool or from 0 to 1")
-        self.plans = {}  # (images, device, dtype, tokens' shape) -> rows, their sources, their weights (rows N 1)
+    def __init__(self, record: Record, *, dose=1.0, mask=None, arms=None, part="both"):
+        self.record, self.arms, self.weights = record, arms, {}
+        if arms is None:
+            images = len(record[record.sites[0]][0]) if record.sites else 1
+            masks = [*mask] if np.ndim(mask) > len(record.grid or (0, 0)) else [mask]
+            several = [
+                Arm(dose=dose, mask=masks[i % len(masks)], part=part, image=i % images)
+                for i in range(max(images, len(masks)))
+            ]
+            self.arms = several if len(several) > 1 else several[0]
+        for arm in [self.arms] if isinstance(self.arms, Arm) else self.arms:
+            if arm is not None:
+                _check(arm, arm.record or record)
 
     def __call__(self, tokens, site):
-        step = self._step(site)
-        ids, values = self.record[step, site.layer]  # image K, image N K
-        rows, at, weight = self._plan(tokens, len(ids))
-        if not len(rows):
-            return None
-        values = values[..., : self.k].to(tokens)[at]  # rows N K
-        ids = ids[:, None, : self.k].to(tokens.device)[at].expand(values.shape)
-        edited = tokens[rows]
-        x = edited.gather(2, ids)
-        edited.scatter_(2, ids, torch.lerp(x, self._carried(x, values, weight), weight))
-        return tokens.index_copy(0, rows, edited)
+        edited, recorded = tokens.clone(), {}
+        for rows, arm in rows_of(self.arms, len(tokens)):
+            if arm is None or not (dose := float(part_at("doses", arm.dose, site))):
+                continue
+            record = arm.record or self.record
+            if record not in recorded:
+                recorded[record] = [x.to(tokens.device) for x in _recorded(record, site)]
+            if (arm, tokens.device) not in self.weights:
+                self.weights[arm, tokens.device] = _weight(arm, site.grid).to(tokens.device)
+            ids, values = (x[arm.image, ..., : arm.first] for x in recorded[record])  # K, N K
+            x = widen(edited[rows].index_select(2, ids))  # B N K
+            weight = dose * self.weights[arm, tokens.device].to(x)
+            new = torch.lerp(x, _carried(x, widen(values), arm, site.grid), weight)
+            edited[rows].index_copy_(2, ids, new.to(tokens.dtype))
+        return edited
 
-    def _carried(self, x, values, weight) -> torch.Tensor:
-        """What the target's channels x become at strength 1: (rows, N, K)."""
-        grid, moved = self.record.grid, values
-        if any(self.shift):
-            moved = values.unflatten(1, grid).roll(self.shift, (-3, -2)).flatten(1, -2)
-        if self.part == "both":
-            return moved
-        source = moved if self.level == "mask" else values
-        own, new = (level_of(y, self.level, grid, weight) for y in (x, source))  # rows 1 K
-        target = x - own + new if self.part == "level" else moved - new + own
-        return target.to(x.dtype)
 
-    def _step(self, site) -> int:
-        """The recorded step at the site's timestep."""
-        record = self.record
-        if record.grid != site.grid:
-            raise ValueError(
-                f"the record has a grid of {record.grid} tokens, the target {site.grid}; generate both at one size"
-            )
-        if record.names.get(site.layer, site.name) != site.name:
-            raise ValueError(
-                f"layer {site.layer} was {record.names[site.layer]} when recorded and is {site.name}: another model"
-            )
-        for step, timestep in record.timesteps.items():
-            if math.isclose(timestep, site.timestep, rel_tol=1e-5, abs_tol=1e-5):
-                return step
-        known = ", ".join(f"{timestep:g} (step {step})" for step, timestep in sorted(record.timesteps.items()))
+def _check(arm, record) -> None:
+    """Raise ValueError for an arm that a record cannot serve, RuntimeError for an empty record."""
+    record.finished()
+    images, (height, width) = len(record[record.sites[0]][0]), record.grid[-2:]
+    if not 0 <= arm.image < images or not (arm.first is None or 1 <= arm.first <= record.k):
         raise ValueError(
-            f"timestep {site.timestep:g} (step {site.step}) was not recorded; recorded: {known}. Generate with the "
-            "source's number of steps and size, or attach with steps= that were recorded"
+            f"image {arm.image}, first {arm.first}: the record has {images} images and {record.k} channels of each"
         )
-
-    def _sources(self, images: int, batch: int) -> list:
-        """The recorded image, or None, of each row."""
-        sources = self.rows if self.rows is not None else [0] * batch if images == 1 else range(images)
-        if len(sources) != batch or any(source is not None and not 0 <= source < images for source in sources):
-            raise ValueError(
-                f"rows {list(sources)} do not fit a batch of {batch} rows and {images} recorded images; give rows=, "
-                "the recorded image (or None) of each row"
-            )
-        return list(sources)
-
-    def _plan(self, tokens, images: int) -> tuple:
-        """The rows that change, the recorded image of each, and mask times strength (rows, N, 1), on the device."""
-        batch, grid, key = len(tokens), self.record.grid, (images, tokens.device, tokens.dtype, *tokens.shape)
-        if key not in self.plans:
-            sources = self._sources(images, batch)
-            mask = torch.ones(1, *grid)
-            if self.mask is not None:
-                mask = torch.nn.functional.adaptive_avg_pool2d(self.mask[:, None], grid)[:, 0]
-                mask = (mask >= 0.5).float() if self.hard else mask
-            for what, n in (("masks", len(mask)), ("strengths", self.strength.numel())):
-                if n not in (1, batch):
-                    raise ValueError(f"{n} {what} for {batch} rows in the batch; give one, or one for each row")
-            down, right = (slice(max(d, 0), d if d < 0 else None) for d in self.shift)
-            reached = torch.zeros(grid)
-            reached[..., down, right] = 1
-            weight = ((mask * reached).flatten(1) * self.strength.reshape(-1, 1)).expand(batch, -1)  # B N
-            strength = self.strength.expand(batch)
-            live = [i for i, source in enumerate(sources) if source is not None and strength[i]]
-            at = [sources[i] for i in live]
-            rows, at = (torch.as_tensor(x, dtype=torch.long, device=tokens.device) for x in (live, at))
-            self.plans[key] = rows, at, weight[live, :, None].to(tokens)
-        return self.plans[key]
+    if abs(arm.offset[0]) >= height or abs(arm.offset[1]) >= width:
+        raise ValueError(f"offset {arm.offset} leaves the grid of {height} x {width} tokens")
 
 
-def span(share, n: int) -> slice:
-    """The layers or steps in a share of n, from and to, at least one.
-
-    >>> range(8)[span((0.5, 1), 8)]
-    range(4, 8)
-    """
-    first = min(round(share[0] * n), n - 1)
-    return slice(first, max(round(share[1] * n), first + 1))
+def _weight(arm, grid) -> torch.Tensor:
+    """The mask on the grid, 0 where an offset brings nothing: (N, 1)."""
+    down, right = (slice(max(d, 0), d if d < 0 else None) for d in arm.offset)
+    reached = torch.zeros(grid)
+    reached[..., down, right] = 1
+    return (arm.mask_on(grid) * reached.flatten())[:, None]
 
 
-def masks_of(source, target) -> dict[str, np.ndarray]:
-    """Where to transport, from the subjects' masks (B, H, W) bool on the tokens' grid: names to masks (B, H, W).
-
-    The source's, the target's, their union, the union with a soft rim of about a token, everywhere, and "moved": the
-    target's with the source's brought to its place (`way`).
-    """
-    source, target = np.asarray(source, bool), np.asarray(target, bool)
-    union = source | target
-    rim = gaussian_filter(union.astype(np.float32), (0, *[0.7] * (union.ndim - 1)))
-    soft, full = np.maximum(union, rim), np.ones_like(union)
-    masks = {"source": source, "target": target, "union": union, "soft union": soft, "everywhere": full}
-    there = [shift(a, (*[0] * (a.ndim - 2), *way(a, b)), order=0) for a, b in zip(source, target, strict=True)]
-    return masks | {"moved": target | np.stack(there)}
+def _carried(x, values, arm, grid) -> torch.Tensor:
+    """What the target's channels x (B, N, K) become at dose 1, of recorded values (N, K)."""
+    if any(arm.offset):
+        values = values.unflatten(0, grid).roll(arm.offset, (-3, -2)).flatten(0, -2)
+    if arm.part == "both":
+        return values.expand_as(x)
+    own, new = x.mean(1, keepdim=True), values.mean(0, keepdim=True)
+    return x - own + new if arm.part == "level" else values - new + own
 
 
-def way(source, target) -> tuple[int, int]:
-    """From the middle of one mask to another's, (..., H, W) bool: tokens (down, right), as `Transport(shift=...)` takes
-    them; (0, 0) where one is empty.
-
-    >>> way([[True, False], [False, False]], [[False, False], [False, True]])
-    (1, 1)
-    """
-    masks = [np.asarray(mask, bool) for mask in (source, target)]
-    if not all(mask.any() for mask in masks):
-        return 0, 0
-    a, b = (np.argwhere(mask).mean(0)[-2:] for mask in masks)
-    return tuple(round(float(step)) for step in b - a)
+def _recorded(record, site) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (image, K) and values (image, N, K) of a site, after a check that it is the same place of the same run."""
+    if record.grid != site.grid:
+        raise ValueError(
+            f"the record has a grid of {record.grid} tokens, the target {site.grid}; generate both at one size"
+        )
+    found = record[site.step, site.layer, site.evaluation]
+    name, timestep = record.blocks[site.layer][0], record.timesteps[site.step]
+    if name != site.name:
+        raise ValueError(f"layer {site.layer} was {name} when recorded and is {site.name}: another model")
+    if not site.evaluation and not math.isclose(timestep, site.timestep, rel_tol=1e-5, abs_tol=1e-5):
+        raise ValueError(
+            f"step {site.step} was recorded at timestep {timestep:g} and is at {site.timestep:g} now; generate with "
+            "the source's number of steps"
+        )
+    return found
 
 
 def noised_source(pipe, image, *probes, prompt="", seed=0, layers=None, steps=None, **call):

@@ -291,13 +291,13 @@ def response(table, y, *, ax, log: bool = False):
 
 
 def plane(table, x, y, *, ax):
-    """Arms in a plane of two measures, each at its mean over images and draws: table which, mode and two measures.
+    """Arms in a plane of two measures, each at its mean over images and draws: table which, edit and two measures.
 
     The colour is the channel set, grey where there is none, and the shape the edit.
     """
-    points = table.groupby(["which", "mode"], sort=False)[[x, y]].mean().reset_index()
+    points = table.groupby(["which", "edit"], sort=False)[[x, y]].mean().reset_index()
     palette = {which: COLOURS.get(which, "#777777") for which in points.which}
-    sns.scatterplot(points, x=x, y=y, hue="which", style="mode", palette=palette, s=90, ax=ax)
+    sns.scatterplot(points, x=x, y=y, hue="which", style="edit", palette=palette, s=90, ax=ax)
     ax.legend(**RIGHT)
     return ax
 

@@ -36,7 +36,7 @@ from ..results import files
 
 SCRIPT = Path(__file__).with_name("view.js").read_text()
 MOST = 300  # combinations in a page
-STRENGTHS = [n / 10 for n in range(11)]
+DOSES = [n / 10 for n in range(11)]
 # ipywidgets gives its sliders no name that a screen reader knows. They get it whenever a picture appears.
 NAMED = """for (const it of this.closest('.widget-vbox').querySelectorAll('.noUi-handle')) {
   const row = it.closest('.widget-vbox > *'); it.setAttribute('aria-label', row.querySelector('label').innerText);
@@ -218,9 +218,7 @@ def saved(folder) -> View:
             raise FileNotFoundError(f"no view in {path}: neither images.nc nor pictures named as in 'k=4.webp'")
         captions = {value(first): text for first, text in files.read_json(path / "captions.json").items()}
         view = gallery(pictures, names, beside, captions)
-    start = (
-        view.start | {"set": "top", "edit": "zero", "strength": 1} | files.read_json(Path(folder, "parameters.json"))
-    )
+    start = view.start | {"set": "top", "edit": "zero", "dose": 1} | files.read_json(Path(folder, "parameters.json"))
     return replace(view, start=start, code=f"mu.views.saved({os.path.relpath(folder)!r})")
 
 
@@ -230,17 +228,17 @@ def disruption(pipe, scores, prompt: str, *, k: int = 12, seed: int = 0, **call)
     with attach(pipe, lambda tokens, site: seen.add(site.step), layers=-1):
         intact = generate(pipe, prompt, seeds=seed, **call)[0]
 
-    def draw(set, k, edit, strength, layers, steps):
-        probe = Disrupt(select_channels(scores, k, which=set, seed=seed), mode=edit, strength=strength)
+    def draw(set, k, edit, dose, layers, steps):
+        probe = Disrupt(select_channels(scores, k, which=set, seed=seed), edit=edit, dose=dose)
         with attach(pipe, probe, layers=_span(layers), steps=_span(steps)):
             edited = generate(pipe, prompt, seeds=seed, **call)[0]
         return {"untouched": intact, f"{set} {k}, {edit}": edited}, prompt
 
     choices = dict(set=["top", "outside", "bottom"], k=[*range(1, min(64, scores.sizes["channel"] // 2) + 1)])
-    choices |= dict(edit=["zero", "zero, norm restored", "no pattern", "shuffled"], strength=STRENGTHS)
+    choices |= dict(edit=["zero", "zero, same norm", "flat", "shuffled"], dose=DOSES)
     choices |= dict(layers=range(len(blocks(pipe))), steps=range(max(seen) + 1))
     code = f"mu.views.disruption(pipe, scores, {prompt!r}, {_arguments(k=k, seed=seed, **call)})"
-    return View(draw, choices, dict(k=k, strength=1), code).live()
+    return View(draw, choices, dict(k=k, dose=1), code).live()
 
 
 def transport(pipe, prompts, *, k: int = 12, layer: int = -2, seed: int = 0, **call) -> ipywidgets.VBox:
@@ -251,21 +249,21 @@ def transport(pipe, prompts, *, k: int = 12, layer: int = -2, seed: int = 0, **c
         with attach(pipe, Record(k=k)) as record:
             return record, generate(pipe, prompt, seeds=seed, **call)[0]
 
-    def draw(source, target, where, strength, layers, steps):
+    def draw(source, target, where, dose, layers, steps):
         (record, given), (other, intact) = recorded(source), recorded(target)
         how = dict(layer=layer, step=-2 if len(record.steps) > 1 else -1, method="border", scaling="standard")
         subjects = [token_masks(each, **how)[0][0] for each in (record, other) if where != "everywhere"]
-        edit = Transport(record, strength=strength, mask=np.any(subjects, 0) if subjects else None)
+        edit = Transport(record, dose=dose, mask=np.any(subjects, 0) if subjects else None)
         with attach(pipe, edit, branch="cond", layers=_span(layers), steps=_span(steps)):
             mixed = generate(pipe, target, seeds=seed, **call)[0]
         pictures = {"source": given, "target": intact, f"target with the source's top {k}": mixed}
         return pictures, f"Source: {source}. Target: {target}."
 
     record = recorded(prompts[0])[0]
-    choices = dict(source=[*prompts], target=[*prompts], where=["on the subjects", "everywhere"], strength=STRENGTHS)
+    choices = dict(source=[*prompts], target=[*prompts], where=["on the subjects", "everywhere"], dose=DOSES)
     choices |= dict(layers=range(len(record.layers)), steps=range(len(record.steps)))
     code = f"mu.views.transport(pipe, {[*prompts]!r}, {_arguments(k=k, layer=layer, seed=seed, **call)})"
-    return View(draw, choices, dict(target=prompts[-1], strength=1), code).live()
+    return View(draw, choices, dict(target=prompts[-1], dose=1), code).live()
 
 
 def over(image, values, colours: str) -> Image.Image:

@@ -32,7 +32,7 @@ def read(pipe, prompts, seeds=0, **call) -> xr.Dataset:
     net = SimpleNamespace(transformer=pipe.transformer, family=family)
     with networks.modulated(net, keep) if family else nullcontext(), mu.attach(pipe, stats):
         mu.generate(pipe, prompts, seeds=seeds, **call)
-    data = stats.dataset()[["mean_abs"]].mean("step")
+    data = stats.dataset()[["mean_abs"]].isel(branch=0, drop=True).mean("step")
     if family:
         factor = torch.stack([torch.stack(calls[layer]).mean(0) for layer in sorted(calls)]).numpy()
         factor = xr.DataArray(factor, {"part": list(PARTS)}, ["layer", "part", "channel"])

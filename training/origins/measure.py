@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 import massact_utils as mu
 from massact_utils.measures import masks
-from massact_utils.probes import levels
+from massact_utils.probes.arms import Arm
 
 from ..loop import DEVICE
 from .changes import permutation
@@ -96,11 +96,11 @@ def measure(net, own, plain, more, change) -> pd.DataFrame:
     """Everything that is measured at the end of a training: rows (layer, sigma, channel, measure, value)."""
     tables = []
     for sigma in (0.5,) if change.get("one_sigma") else SIGMAS:
-        stats, moment, level = mu.ChannelStats(), SecondMoment(), levels.Levels()
-        error(net, more, sigma, change, level)
+        stats, moment, average = mu.ChannelStats(), SecondMoment(), mu.ChannelStats()
+        error(net, more, sigma, change, average)
         with modulated(net) as factors:
             rows = [dict(measure="loss", value=error(net, own, sigma, change, stats, moment))]
-        data = stats.dataset().isel(step=0)
+        data = stats.dataset().isel(branch=0, step=0)
         scores = data.mean_abs.mean("image")
         sets = {which: mu.select_channels(scores, K, which=which) for which in ("top", "bottom")}
         sets |= {f"outside {i}": mu.select_channels(scores, K, which="outside", seed=i) for i in range(DRAWS)}
@@ -110,11 +110,12 @@ def measure(net, own, plain, more, change) -> pd.DataFrame:
             of_layer |= gate_correlation(factors[layer], sizes) if layer in factors else {}
             rows += [dict(layer=layer, measure=name, value=value) for name, value in of_layer.items()]
             rows += [dict(layer=layer, channel=c, measure="mean_abs", value=value) for c, value in enumerate(sizes)]
-        edits = [(which, "zero") for which in sets]
-        edits += [(which, mode) for which in ("top", "outside 0") for mode in ("no pattern", "no level")]
-        for which, mode in edits:
-            edit = mu.Disrupt(sets[which], mode=mode, levels=level.table())
-            rows.append(dict(measure=f"loss: {mode}, {which}", value=error(net, own, sigma, change, edit)))
+        edits, levels = [(which, "zero", "zero") for which in sets], average.dataset()["mean"].mean("image")
+        for which in ("top", "outside 0"):
+            edits += [(which, "no pattern", "flat"), (which, "no level", "average level")]  # as the table names them
+        for which, name, edit in edits:
+            edit = mu.Disrupt(Arm(sets[which], edit, levels=levels))
+            rows.append(dict(measure=f"loss: {name}, {which}", value=error(net, own, sigma, change, edit)))
         if net.family not in ONE_PROJECTION:
             for which in ["gate's largest", *(f"others of the gate {i}" for i in range(DRAWS))]:
                 with modulated(net, closed(which, factors)):

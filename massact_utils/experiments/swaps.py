@@ -1,19 +1,19 @@
-"""Swaps: what a few channels tell of a ToyWorld scene, and which word of it each channel's level follows."""
+"""Swaps: scenes with one word changed, what channels say of a scene, and which word each channel's level follows."""
 
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
+from ..measures.statistics import linear_probe_accuracy
 from ..probes.record import Record
 from ..probes.transport import noised_source
 from ..worlds import toyworld
-from .statistics import linear_probe_accuracy
 
 WORDS = tuple(name for name in toyworld.ATTRIBUTES if name != "companion")
 
 
-def swapped(scenes, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+def swap_words(scenes, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Scenes with one word changed at a time, drawn alike but for it: a table, images and masks of the subject.
 
     Each scene is drawn from a seed of its own without companion, and all its words are named. Then each word gives way
@@ -25,12 +25,12 @@ def swapped(scenes, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, np.ndarray
     for base, scene in enumerate(scenes):
         alone = replace(scene, companion=None)
         _, _, (full,) = toyworld.render([alone], seed=seed + base)
-        some = [("", full)]
+        variants = [("", full)]
         for name in WORDS:
             others = [word for word in toyworld.ATTRIBUTES[name] if word != getattr(full, name)]
             clash = {"colour": full.ground, "ground": full.colour}.get(name)
-            some += [(name, replace(full, **{name: word})) for word in others if word != clash]
-        for name, changed in some:
+            variants += [(name, replace(full, **{name: word})) for word in others if word != clash]
+        for name, changed in variants:
             if name and toyworld.split_of(changed) == "held-out":
                 continue
             image, mask, _ = toyworld.render([changed], seed=seed + base)
@@ -39,44 +39,44 @@ def swapped(scenes, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, np.ndarray
     return pd.DataFrame(rows, columns=["base", "attribute", "caption", "seed"]), np.stack(pictures), np.stack(masks)
 
 
-def noised(pipe, images, captions, seeds, channels, *, layer: int, step: int, at_once: int = 64, **call):
-    """What some channels are when the model sees images, noised to one step, with their captions: (n, N, K) float32,
+def channels_of_images(pipe, images, captions, seeds, channels, *, layer: int, step: int, at_once: int = 64, **call):
+    """Channels of images (n, H, W, 3) that the model sees, noised to one step, with their captions: (n, N, K) float32,
     and the tokens' grid. `channels` are ids (rank) or (layer, rank); `call` goes to the pipeline.
     """
     record, seeds = Record(channels), [int(seed) for seed in seeds]
     for i in range(0, len(images), at_once):
         part = slice(i, i + at_once)
-        how = dict(prompt=list(captions[part]), seed=seeds[part], layers=layer, steps=step)
-        noised_source(pipe, list(images[part]), record, **how, **call)
+        where = dict(prompt=list(captions[part]), seed=seeds[part], layers=layer, steps=step)
+        noised_source(pipe, list(images[part]), record, **where, **call)
     return record[record.steps[0], layer][1].float().cpu().numpy(), record.grid
 
 
-def read(seen, words: pd.DataFrame, subject) -> pd.Series:
-    """How well a linear map reads off a scene what some channels tell: tokens (n, N, K) -> balanced accuracies, 0 to 1.
+def read_words(values, words: pd.DataFrame, subject) -> pd.Series:
+    """How well a linear map reads a scene off a few channels: tokens (n, N, K) -> balanced accuracies, 0 to 1.
 
     An entry for each column of `words` (a row a scene), read off the channels' levels, which are means over the tokens;
     and the last, "a token: subject?", for whether a token is the subject's, `subject` (n, N) bool, read off the
     patterns, which are what is left; tokens of one scene stay in one fold. As `statistics.linear_probe_accuracy`, which
     says more and raises ValueError for words that are all the same.
     """
-    seen, subject = np.asarray(seen), np.asarray(subject)
-    level = seen.mean(1, keepdims=True)
-    found = {name: linear_probe_accuracy(level[:, 0], words[name]) for name in words}
+    values, subject = np.asarray(values), np.asarray(subject)
+    level = values.mean(1, keepdims=True)
+    accuracy = {name: linear_probe_accuracy(level[:, 0], words[name]) for name in words}
     scene = np.repeat(np.arange(len(subject)), subject.shape[1])
-    tokens = (seen - level).reshape(-1, seen.shape[-1])
-    return pd.Series(found | {"a token: subject?": linear_probe_accuracy(tokens, subject.ravel(), groups=scene)})
+    tokens = (values - level).reshape(-1, values.shape[-1])
+    return pd.Series(accuracy | {"a token: subject?": linear_probe_accuracy(tokens, subject.ravel(), groups=scene)})
 
 
-def shares(levels, table: pd.DataFrame, channels=None) -> pd.DataFrame:
-    """Share of each channel's change that swapping a word explains: levels (n, K) of `swapped`'s rows -> a table with a
-    row a word and a column a channel, named by `channels`; a column adds up to 1, or is 0 where nothing changed.
+def word_shares(levels, table: pd.DataFrame, channels=None) -> pd.DataFrame:
+    """Share of each channel's change that swapping a word explains, from levels (n, K) of `swap_words`' rows: a table
+    with a row a word and a column a channel, named by `channels`; a column adds up to 1, or is 0 if nothing changed.
 
     A word's part is the variance of the level over its swaps, the scene itself among them, within each base and then
     averaged over bases. It is adjusted: variances are unbiased, so that a word with more alternatives has no more.
     """
-    levels, found = np.asarray(levels, float), {}
+    levels, share = np.asarray(levels, float), {}
     for name in WORDS:
         bases = [np.isin(table.attribute, ["", name]) & (table.base == base) for base in table.base.unique()]
-        found[name] = np.mean([levels[rows].var(axis=0, ddof=1) for rows in bases if rows.sum() > 1], axis=0)
-    found = pd.DataFrame(found, channels).T
-    return found / found.sum().replace(0, 1)
+        share[name] = np.mean([levels[rows].var(axis=0, ddof=1) for rows in bases if rows.sum() > 1], axis=0)
+    share = pd.DataFrame(share, channels).T
+    return share / share.sum().replace(0, 1)

@@ -1,6 +1,6 @@
-"""Words: where a model's attention has a prompt's words, read off the output of its dual-stream blocks.
+"""Attention: where a model's attention has a prompt's words, read off the output of its dual-stream blocks.
 
-with words_seen(pipe, places) as heat:       # places: for each row, the text tokens of the words for, and against
+with concept_attention(pipe, places) as heat:  # places: for each row, the text tokens of the words for, and against
     mu.generate(pipe, prompts)
 heat[3, 1]   # step 3, block 1: (B, N)
 """
@@ -15,13 +15,13 @@ from ..models.families import CHAT_TEMPLATES, block_modules, take_tokens, target
 
 
 @contextmanager
-def words_seen(pipe, places, steps=None):
+def concept_attention(pipe, places, steps=None):
     """Inside, {(step, layer): heat (B, N) float32}: how much more a token's attention points to some words than others.
 
     Heat is the image token's attention output times the mean output of one group of text tokens, less that of the
     other, in the conditional branch: ConceptAttention (arXiv 2502.04320) with words of the prompt in the place of added
-    concepts. `places` has two lists of text positions for each row, as from `where`. Raises TypeError for a model whose
-    blocks do not give image and text apart before they are projected.
+    concepts. `places` has two lists of text positions for each row, as from `word_positions`. Raises TypeError for a
+    model whose blocks do not give image and text apart before they are projected.
     """
     transformer = transformers_of(pipe)[0][0]
     dual = [(block, module, part) for block, module, part in block_modules(transformer) if part.kind == "dual"]
@@ -50,7 +50,7 @@ def words_seen(pipe, places, steps=None):
         yield found
 
 
-def where(pipe, prompt: str, words: str) -> list[int]:
+def word_positions(pipe, prompt: str, words: str) -> list[int]:
     """Positions among the pipeline's text tokens of some words of a prompt, at their first place there.
 
     Raises ValueError for words that are not in the prompt, TypeError for a tokenizer that does not tell places.

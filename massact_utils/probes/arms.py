@@ -1,0 +1,124 @@
+"""Arms: what is done to one row of the batch. Arms that are compared share noise, batch and forward."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+
+EDITS = ("zero", "zero, same norm", "flat", "average level", "flat at average level", "shuffled", "two values")
+PARTS = ("both", "level", "pattern")
+SITE = {"branch", "step", "layer"}  # dims that a site picks from
+
+
+@dataclass(eq=False)
+class Arm:
+    """A set of channels, an edit and a dose, for one row of the batch.
+
+    - channels: ids (rank), as from `select_channels`, or a list of ids; a dose for each channel (channel), as from
+      `matched_channels`; or an orthonormal basis (channel, rank) of a subspace. Each may have step and layer, too.
+    - edit: one of EDITS, see `Disrupt`; `seed` is that of "shuffled". An average level is the data set's, `levels`
+      (branch, step, layer, channel): ChannelStats' `mean`, averaged over images of other prompts.
+    - dose: from 0 to 1, or a DataArray of doses over any of branch, step and layer.
+    - mask (H, W), bool or from 0 to 1, brought to the tokens' grid: the subject of "two values", or where a record's
+      values are carried.
+    - record, image, part, first, offset: see `Transport`.
+
+    Raises ValueError at once for what is out of range or missing; in use for a branch, step, layer that is not named.
+    """
+
+    channels: object = None
+    edit: str = "zero"
+    dose: object = 1.0
+    levels: xr.DataArray | None = None
+    mask: object = None
+    seed: int = 0
+    record: object = None
+    image: int = 0
+    part: str = "both"
+    first: int | None = None
+    offset: tuple[int, int] = (0, 0)
+
+    def __post_init__(self):
+        for what, value, allowed in (("edit", self.edit, EDITS), ("part", self.part, PARTS)):
+            if value not in allowed:
+                raise ValueError(f"{what} {value!r} is unknown; allowed: {', '.join(map(repr, allowed))}")
+        if "average level" in self.edit and set(getattr(self.levels, "dims", ())) != SITE | {"channel"}:
+            raise ValueError(
+                f"edit {self.edit!r} needs the data set's levels (branch, step, layer, channel); got "
+                f"{getattr(self.levels, 'dims', self.levels)}: give levels=stats.dataset()['mean'].mean('image')"
+            )
+        if self.edit == "two values" and self.mask is None:
+            raise ValueError("edit 'two values' needs the subject's mask; give mask=")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)) or self.seed < 0:
+            raise ValueError(f"seed {self.seed!r} is not possible; allowed: whole numbers from 0")
+        self.dose = _doses(self.dose, SITE)
+        if self.channels is not None:
+            self.channels = _set(self.channels)
+        if self.mask is not None:
+            self.mask = torch.as_tensor(self.mask if isinstance(self.mask, torch.Tensor) else np.asarray(self.mask))
+            if self.mask.ndim < 2 or not ((self.mask >= 0) & (self.mask <= 1)).all():
+                raise ValueError(f"mask {tuple(self.mask.shape)} has to be (H, W), bool or from 0 to 1")
+
+    def mask_on(self, grid) -> torch.Tensor:
+        """The mask's share of every token, of a bool one 0 or 1: (N,) float32."""
+        if self.mask is None:
+            return torch.ones(int(np.prod(grid)))
+        size = grid[-self.mask.ndim :]
+        share = torch.nn.functional.interpolate(self.mask[None, None].float().cpu(), size, mode="area")[0, 0]
+        return ((share >= 0.5).float() if self.mask.dtype == torch.bool else share).expand(grid).flatten()
+
+
+def rows_of(arms, batch: int) -> list:
+    """The rows (a slice) of each arm: all rows of one Arm, a row each of a list. Raises ValueError for another number.
+
+    >>> rows_of([None, Arm([1])], 2)[0]
+    (slice(0, 1, None), None)
+    """
+    if isinstance(arms, Arm):
+        return [(slice(None), arms)]
+    if len(arms) != batch:
+        raise ValueError(f"{batch} rows in the batch for {len(arms)} arms; give one arm for each row")
+    return [(slice(i, i + 1), arm) for i, arm in enumerate(arms)]
+
+
+def part_at(what: str, array: xr.DataArray, site) -> np.ndarray:
+    """The part of an array that belongs to a site. Raises ValueError where it names other branches, steps or layers."""
+    place = [slice(None)] * array.ndim
+    for axis, dim in enumerate(array.dims):
+        if dim in SITE:
+            names, here = array.get_index(dim), getattr(site, dim)
+            if here not in names:
+                more = "; attach ChannelStats with branch='both'" if dim == "branch" else ""
+                raise ValueError(f"the {what} name no {dim} {here}; they name {names.tolist()}{more}")
+            place[axis] = names.get_loc(here)
+    return array.values[tuple(place)].copy()
+
+
+def widen(tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens in the dtype in which edits are computed: float32, or float64 for float64."""
+    return tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+
+
+def _doses(value, dims) -> xr.DataArray:
+    """A dose, or doses over some dims, from 0 to 1."""
+    array = value if isinstance(value, xr.DataArray) else xr.DataArray(value)
+    if set(array.dims) - dims or not ((array >= 0) & (array <= 1)).all():
+        value = np.asarray(value).tolist()
+        raise ValueError(f"dose {value!r} is not from 0 to 1, one or over branch, step and layer; dims {array.dims}")
+    return array
+
+
+def _set(channels) -> xr.DataArray:
+    """Ids, doses or a basis, with the dims that say which last."""
+    array = channels if isinstance(channels, xr.DataArray) else xr.DataArray(list(channels), dims="rank")
+    kind = [dim for dim in ("channel", "rank") if dim in array.dims]
+    if not kind or set(array.dims) - SITE - set(kind) or not array.size:
+        raise ValueError(
+            f"channels need the dims ([step,] [layer,] rank or channel), and one at least; got {array.dims}"
+        )
+    if kind == ["channel", "rank"]:
+        product = xr.dot(array, array.rename(rank="other"), dim="channel").transpose(..., "rank", "other")
+        if not np.allclose(product, np.eye(array.sizes["rank"]), atol=1e-4):
+            raise ValueError("the columns of a basis (channel, rank) have to be orthonormal; take np.linalg.qr of them")
+    return (_doses(array, SITE | {"channel"}) if kind == ["channel"] else array).transpose(..., *kind)
