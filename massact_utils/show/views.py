@@ -135,6 +135,7 @@ def atlas(stats, record, images) -> View:
     `stats` is a table of ChannelStats, `record` a Record of the same images (PIL), steps and layers. `rank` 1 is the
     largest recorded channel.
     """
+    stats = stats.sel(branch=record.branch) if "branch" in stats.dims else stats
     sizes = stats.mean_abs.sel(step=record.steps, layer=record.layers).transpose("image", "step", "layer", "channel")
 
     def draw(image, layer, step, rank):
