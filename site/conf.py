@@ -13,6 +13,7 @@ import massact_utils
 
 ROOT = Path(massact_utils.__file__).resolve().parents[1]  # this file is a copy
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REPOSITORY = PROJECT["urls"]["Repository"]
 
 project = PROJECT["name"]
 author = "massact contributors"
@@ -35,11 +36,18 @@ html_math_renderer = "drawn"
 html_theme_options = {
     "show_toc_level": 2,
     "use_download_button": True,
-    "repository_url": PROJECT["urls"]["Repository"],
+    "use_repository_button": True,
+    "repository_url": REPOSITORY,
     "repository_branch": "main",
-    "launch_buttons": {"binderhub_url": "https://mybinder.org", "colab_url": "https://colab.research.google.com"},
+    "launch_buttons": {
+        "binderhub_url": "https://mybinder.org",
+        "colab_url": "https://colab.research.google.com",
+        "notebook_interface": "jupyterlab",
+    },
+    "extra_footer": f"<p>To run it: <code>git clone {REPOSITORY} &amp;&amp; cd massact &amp;&amp; make</code></p>",
 }
-html_copy_source = False
+html_copy_source = True  # what the download button gives
+html_sourcelink_suffix = ""
 
 
 ziamath.config.svg2 = False  # no shared symbols, whose names would meet on a page

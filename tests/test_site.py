@@ -1,9 +1,11 @@
 """The site as a reader has it: built, opened from its files in Chromium, with nothing fetched from elsewhere."""
 
+import html
 import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import pytest
@@ -14,7 +16,7 @@ pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
-SLIDERS = {path.stem for path in NOTEBOOKS if "page.saved(" in path.read_text()}
+SLIDERS = {path.stem for path in NOTEBOOKS if "views.saved(" in path.read_text()}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,33 @@ def test_a_notebooks_page_stands_by_itself(view, site, stem):
     assert page.locator("a[href*='colab.research.google.com']").count()
 
 
+@pytest.mark.parametrize("name", ["api.html", "docs/results.html", "index.html"])
+def test_a_page_fits_a_phone(chromium, site, name):  # noqa: F811
+    page = chromium.new_page(viewport={"width": 390, "height": 800})
+    page.goto((site / name).as_uri())
+    screenshot(page, f"site-phone-{Path(name).stem}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator(".primary-toggle:visible").count() == 1
+    page.close()
+
+
+def test_every_link_inside_the_site_opens_a_file(site):
+    """A folder is not a page: what is linked is opened."""
+    wrong = set()
+    for path in site.rglob("*.html"):
+        for link in re.findall(r'href="([^"#?]+)[^"]*"', path.read_text()):
+            target = path.parent / unquote(html.unescape(link))
+            if "{" not in link and not re.match(r"\w+:", link) and not target.is_file():
+                wrong.add((str(path.relative_to(site)), link))
+    assert not wrong
+
+
+def test_every_page_says_where_the_project_is(site):
+    for stem in (path.stem for path in NOTEBOOKS):
+        text = (site / f"notebooks/{stem}.html").read_text()
+        assert "git clone https://github.com/" in text and f"_sources/notebooks/{stem}.ipynb" in text
+
+
 def test_formulas_are_drawn(view, site):
     page = opened(view, site, "notebooks/01_statistics.html")
     sources = page.locator("article svg[aria-label]").evaluate_all(
@@ -82,7 +111,7 @@ def test_the_drawing_follows_the_theme(view, site):
 @pytest.mark.parametrize("stem", sorted(SLIDERS))
 def test_sliders_by_key_and_mouse(view, site, stem):
     page = opened(view, site, f"notebooks/{stem}.html")
-    root = page.locator("[id^=pictures-]")
+    root = page.locator(".massact-view")
     if not root.count():
         pytest.skip("the committed notebook was executed before it had sliders; run `make notebooks`")
     image, ranges = root.locator("img"), root.locator("input[type=range]").all()
@@ -110,5 +139,5 @@ def test_all_sliders_together_are_small():
         for cell in nbformat.read(path, as_version=4).cells:
             for output in cell.get("outputs", []):
                 text = output.get("data", {}).get("text/html", "")
-                held += len(text) * bool(re.search('id="pictures-', text))
+                held += len(text) * bool(re.search('class="massact-view', text))
     assert held < 6 * 2**20
