@@ -9,6 +9,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
@@ -217,6 +218,15 @@ def test_an_error_or_an_interrupt_is_shown_and_the_controls_stay_alive(error):
 def test_values_over_an_image_stand_where_their_tokens_are():
     picture = views.over(Image.new("RGB", (40, 20)), [[0.0, 1.0]], "gray")
     assert np.asarray(picture)[:, :20].max() < 5 and np.asarray(picture)[:, 20:].min() > 150
+
+
+def test_a_figure_is_saved_as_png_and_pdf_with_its_text(tmp_path):
+    figure = Figure()
+    figure.subplots().set_title("Twelve channels hold 80 %")
+    run = mu.Run(tmp_path, {})
+    assert Image.open(run.save("energy", figure)).info["Description"] == "Twelve channels hold 80 %"
+    assert Image.open(run.save("energy", figure, "a curve")).info["Description"] == "a curve"
+    assert b"a curve" in (tmp_path / "energy.pdf").read_bytes()
 
 
 @pytest.mark.browser

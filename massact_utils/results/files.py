@@ -134,7 +134,8 @@ def _put(path: Path, suffix: str, thing) -> None:
         thing = thing.assign({name: thing[name].astype(kind) for name, kind in wider.items() if kind})
         thing.to_netcdf(path, engine="scipy", format="NETCDF3_64BIT")
     elif hasattr(thing, "savefig"):
-        thing.savefig(path, dpi=120, format=suffix[1:])
+        alt = {".png": "Description", ".pdf": "Subject"}.get(suffix)
+        thing.savefig(path, dpi=120, format=suffix[1:], metadata={alt: str(thing.get_label())} if alt else None)
     elif hasattr(thing, "save"):
         thing.save(path, format=suffix[1:], lossless=True)
     elif isinstance(thing, (dict, list)):

@@ -232,10 +232,17 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def save(self, name: str, thing) -> Path:
-        """Write a DataFrame (Parquet), Dataset or DataArray (NetCDF), figure or image (PNG, or "a.webp")."""
+    def save(self, name: str, thing, alt: str = "") -> Path:
+        """Write a DataFrame (Parquet), Dataset or DataArray (NetCDF), figure or image (PNG, or "a.webp").
+
+        A figure is written as PDF, too, and `alt`, its text for who cannot see it (else its titles), stands in both.
+        """
         suffix = {pd.DataFrame: ".parquet", xr.Dataset: ".nc", xr.DataArray: ".nc"}.get(type(thing), ".png")
         path = self.path(name if Path(name).suffix else f"{name}{suffix}")
+        if hasattr(thing, "savefig") and path.suffix == ".png":
+            titles = [thing.get_suptitle(), *(ax.get_title() for ax in thing.axes)]
+            thing.set_label(alt or ". ".join(filter(None, titles)))
+            files.write(path.with_suffix(".pdf"), thing)
         files.write(path, thing)
         return path
 
