@@ -24,7 +24,7 @@ def pytest_configure(config):
 
 
 LONGEST = (  # from a minute up, on two cores
-    "test_rehearsal",
+    "test_families",
     "02_disruption",
     "04_transport",
     "test_faults",

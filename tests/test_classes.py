@@ -1,9 +1,9 @@
-"""Every transformer class of diffusers: in the table, or refused with a reason; the classes without a tiny pipeline one
-by one.
-"""
+"""Transformer classes: every row of the table has a tiny model; bare ones, wrapped ones, unknown ones."""
 
 import math
+import types
 
+import diffusers
 import pytest
 import torch
 
@@ -11,6 +11,7 @@ import massact_utils as mu
 import tiny
 import tiny_bare
 import tiny_more
+from massact_utils.models import families
 from massact_utils.models.families import FAMILIES, block_modules
 
 
@@ -115,3 +116,88 @@ def test_a_patch_of_the_latents_is_the_token_claimed_before_anything_mixes(bare)
             assert changed.nonzero().flatten().tolist() == [at]
     finally:
         del block.forward
+
+
+# ---------------------------------------------------------------- classes known by their base class, and wrapped ones
+
+
+class Mine(diffusers.FluxTransformer2DModel):
+    """A class of one's own, with a base class that is known."""
+
+
+def wrapped(how):
+    """A FLUX pipeline whose transformer is inside something else."""
+    recipe = tiny.flux()
+    if how == "subclass":
+        recipe.pipe.transformer = tiny.flux_transformer(Mine, guidance_embeds=True, pooled_projection_dim=8)
+    elif how == "PEFT":
+        peft = pytest.importorskip("peft")
+        config = peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False)
+        recipe.pipe.transformer = peft.get_peft_model(recipe.pipe.transformer, config)
+    else:
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        model = torch.nn.parallel.DistributedDataParallel(recipe.pipe.transformer)
+        model.config, model.dtype = recipe.pipe.transformer.config, recipe.pipe.transformer.dtype
+        model.cache_context = recipe.pipe.transformer.cache_context
+        object.__setattr__(recipe.pipe, "transformer", model)
+    return recipe
+
+
+@pytest.mark.parametrize("how", ["subclass", "PEFT", "DistributedDataParallel"])
+def test_a_class_is_found_through_its_bases_and_wrappers(how):
+    recipe, names = wrapped(how), []
+    try:
+        assert [block.kind for block in mu.blocks(recipe.pipe)] == ["dual"] * 2 + ["single"] * 2
+        with mu.attach(recipe.pipe.transformer, lambda tokens, site: names.append((site.name, site.branch))):
+            tiny.run(recipe)
+        assert names[:4] == [(block.name, "cond") for block in mu.blocks(recipe.pipe)] and len(names) == 12
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+class Unknown(torch.nn.Module):
+    """Image tokens alone in one list of blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2))
+        self.inner_dim = 4
+        self.config = types.SimpleNamespace(get=dict(patch_size=1).get, patch_size=1)
+
+    def forward(self, hidden_states, timestep):
+        x = hidden_states.flatten(2).mT
+        for block in self.layers:
+            x = block(x)
+        return (x,)
+
+
+def test_an_unknown_class_is_refused_with_the_row_to_add(monkeypatch):
+    model, sites = Unknown(), []
+    with pytest.raises(TypeError, match="Unknown is not a known Diffusion Transformer; add a row") as error:
+        mu.blocks(model)
+    row = next(line for line in str(error.value).splitlines() if "mu.FAMILIES" in line).strip()
+    monkeypatch.setattr(families, "FAMILIES", dict(mu.FAMILIES))
+    names = dict(BlockList=families.BlockList, Family=families.Family, by_shape=families.by_shape)
+    exec(row, names | {"mu": types.SimpleNamespace(FAMILIES=families.FAMILIES)})
+    with mu.attach(model, lambda tokens, site: sites.append((site.name, site.grid))):
+        model(torch.randn(1, 4, 2, 3), torch.ones(1))
+    assert sites == [("layers.0", (2, 3)), ("layers.1", (2, 3))]
+
+
+def test_a_call_that_tells_no_grid_says_what_is_missing():
+    model, n = tiny.ltx().pipe.transformer, 2 * 4 * 6
+    call = dict(hidden_states=torch.randn(1, n, 4), encoder_hidden_states=torch.randn(1, 5, 16), timestep=torch.ones(1))
+    call |= dict(encoder_attention_mask=torch.ones(1, 5))
+    with pytest.raises(ValueError, match="called without 'num_frames', which tells its grid"):
+        with mu.attach(model, lambda tokens, site: None):
+            model(**call)
+    axes = (
+        torch.arange(2) * 8 / 25,
+        torch.arange(4) * 32,
+        torch.arange(6) * 32,
+    )  # seconds and pixels
+    places, grids = torch.stack(torch.meshgrid(*map(torch.Tensor.float, axes), indexing="ij")).flatten(1)[None], []
+    with mu.attach(model, lambda tokens, site: grids.append(site.grid)), torch.no_grad():
+        model(**call, video_coords=places)
+    assert set(grids) == {(2, 4, 6)}

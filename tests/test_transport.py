@@ -21,7 +21,7 @@ from massact_utils.experiments.transport import (
     offset,
     swap_prompts,
 )
-from massact_utils.models.latents import noised
+from massact_utils.models.noise import noised
 from massact_utils.probes.arms import Arm
 
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from ..measures.masks import best_consensus, coverage, token_colours
-from ..models import guess, latents
+from ..models.noise import encode
 from ..probes.attention import concept_attention, word_positions
+from ..probes.predicted import to_tokens
 from ..worlds import toyworld
 
 
@@ -14,7 +15,7 @@ def image_tokens(pipe, images, grid: tuple[int, int]) -> dict:
     """Images (image, h, w, 3) uint8 as the tokens see them, "pixels" (image, N, 3) and "latents" (image, N, C), each as
     {0: tokens}, which is what `masks.overlaps_with_baselines` takes.
     """
-    clean = guess.on_grid(latents.encode(pipe, [*images], *images.shape[1:3]), grid).float().cpu()
+    clean = to_tokens(encode(pipe, [*images], *images.shape[1:3]), grid).float().cpu()
     return {"pixels": {0: token_colours(images, grid)}, "latents": {0: clean}}
 
 

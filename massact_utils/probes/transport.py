@@ -13,8 +13,8 @@ import math
 import numpy as np
 import torch
 
-from ..models.latents import noised
 from ..models.load import defaults, quietly
+from ..models.noise import noised
 from .arms import Arm, part_at, rows_of, widen
 from .attach import attach
 from .record import Record
@@ -130,7 +130,7 @@ def noised_source(pipe, image, *probes, prompt="", seed=0, layers=None, steps=No
     `image` is a PIL image or array (H, W, 3) uint8, or a list. `prompt` conditions the transformer: one for all images,
     or one for each. `seed` draws the noise as in `generate`, so that source and target can share it: an int is seed +
     position. `call` goes to the pipeline. Guidance is off, and only the conditional branch is seen. Gives the probe, or
-    a tuple. Raises what `attach` and `latents.noised` raise, and ValueError for prompts or seeds of another number than
+    a tuple. Raises what `attach` and `noise.noised` raise, and ValueError for prompts or seeds of another number than
     images.
     """
     images = list(image) if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4 else [image]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import massact_utils as mu
 from massact_utils.measures import masks
-from massact_utils.models import latents
+from massact_utils.models import noise
 from massact_utils.places import atomic_write
 from massact_utils.worlds import toyworld
 
@@ -52,7 +52,7 @@ def encode(pipe, n, *, seed, split="train", ground="drawn") -> Scenes:
     parts, scenes = [], toyworld.sample(n, seed=seed, split=split)
     for i in range(0, n, 128):
         images, subject = draw(scenes[i : i + 128], ground, seed + i)
-        z = latents.encode(pipe, list(images), *images.shape[1:3]).flatten(2).mT  # B N C
+        z = noise.encode(pipe, list(images), *images.shape[1:3]).flatten(2).mT  # B N C
         z = z - z.mean(1, keepdim=True) if ground == "mean removed" else z
         text = text_states(pipe, [toyworld.caption(scene) for scene in scenes[i : i + 128]])
         subject = torch.from_numpy(masks.coverage(subject, (GRID, GRID))).flatten(1)

@@ -1,4 +1,4 @@
-"""Latents: show a real, noised image to a model in the place of its own.
+"""Noise: show a real, noised image to a model in the place of its own.
 
 with noised(pipe, image), mu.attach(pipe, record):
     mu.generate(pipe, prompt)          # what it returns is of no use; what the transformer saw was the image, noised
