@@ -1,14 +1,138 @@
-"""Spatial: what a caption, a picture and its words say of the tokens, without a look at any channel."""
+"""Spatial: every way to mark the subject, by channels and without them, at all layers and steps of every prompt.
 
-from dataclasses import replace
+look = rendered(pipe, **call)                                 # or generated(pipe, "toy"): images, masks by name
+scores = rank(results, look, prompts[:16:2])                  # by what channels are ranked
+sets = Sets(order, k=12, seed=0, every=True)                  # which channels are cut, and how
+data = run(results, pipe, look, prompts, sets, steps=[0, 3])  # a table of overlaps, image by image
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import xarray as xr
 
-from ..measures.masks import best_consensus, coverage, token_colours
+from ..measures import evaluators
+from ..measures.evidence import DRAWS
+from ..measures.masks import best_consensus, centre_mask, coverage, overlaps_with_baselines, token_colours
+from ..models.load import generate
 from ..models.noise import encode
+from ..probes.attach import attach
 from ..probes.attention import concept_attention, word_positions
-from ..probes.predicted import to_tokens
+from ..probes.channels import ChannelStats
+from ..probes.predicted import matches_flow, predicted_x0, to_tokens
+from ..probes.record import Record
+from ..probes.transport import noised_source
 from ..worlds import toyworld
+
+BORDER = dict(method="border", scaling="standard")
+CUTS = {"": {}, ", border": BORDER}  # endings of an arm's name, and how its tokens are cut
+AT_ONCE = 8
+
+
+def rendered(pipe, **call):
+    """ToyWorld scenes, noised to every step, in the place of generated images: a function of a batch and probes that
+    gives images (B, h, w, 3) and exact masks by name.
+    """
+
+    def look(batch, *probes, steps=None):
+        images, masks, _ = toyworld.render([toyworld.parse(text) for text in batch.prompts], seed=batch.seeds[0])
+        noised_source(pipe, images, *probes, prompt=batch.prompts, seed=batch.seeds, steps=steps, **call)
+        return images, masks
+
+    return look
+
+
+def generated(pipe, reference: dict, **call):
+    """The same of the model's own images; `reference` are the arguments of `evaluators.subject_masks`."""
+
+    def look(batch, *probes, steps=None):
+        with attach(pipe, *probes, steps=steps):
+            images = generate(pipe, batch.prompts, seeds=batch.seeds, **call)
+        images = np.stack([np.asarray(image) for image in images])
+        return images, {"subject": evaluators.subject_masks(images, **reference)}
+
+    return look
+
+
+def rank(results, look, prompts) -> xr.Dataset:
+    """By what channels are ranked: mean_abs (image, layer, channel), and the noise level of every step (moment)."""
+    for batch in results.pending(prompts, AT_ONCE, name="scores"):
+        look(batch, stats := ChannelStats())
+        table = stats.dataset()
+        noise = "moment", table.timestep.values / 1000
+        results.add(batch, table[["mean_abs"]].mean(["branch", "step"]).assign(noise=noise))
+    return results.results("scores")
+
+
+@dataclass
+class Sets:
+    """The sets of k channels that are cut, by their ranks in `order` (layer, rank), and how.
+
+    `many` ranks are in memory, all with `every`, `few` on disk; `arms` are those of `masks.overlaps`: top, bottom,
+    outside with its draws, each by two rules, and with `every` all channels.
+    """
+
+    order: xr.DataArray
+    k: int = 12
+    seed: int = 0
+    every: bool = False
+    few: range = field(init=False)
+    many: np.ndarray = field(init=False)
+    arms: dict = field(init=False)
+
+    def __post_init__(self):
+        k, width, rng = self.k, self.order.sizes["rank"], np.random.default_rng(self.seed)
+        outside = [k + rng.permutation(width - k)[:k] for _ in range(DRAWS)]
+        self.few = range(min(max(k, 32), width))
+        many = np.unique([*self.few, *range(width - k, width), *np.ravel(outside)])
+        self.many = np.arange(width) if self.every else many
+        sets = {"top": range(k), "bottom": range(width - k, width)}
+        self.arms = {}
+        for end, cut in CUTS.items():
+            ranks = {f"{name}{end}": chosen for name, chosen in sets.items()}
+            ranks |= {f"outside{end} {i}": chosen for i, chosen in enumerate(outside)}
+            self.arms |= {name: cut | dict(ranks=np.searchsorted(self.many, some)) for name, some in ranks.items()}
+        if self.every:
+            self.arms |= {"all": {}, "all, PCA": dict(method="pca"), "all, border": BORDER}
+
+
+def run(results, pipe, look, prompts, sets: Sets, steps, *, captions: bool = False) -> xr.Dataset:
+    """Overlaps of all arms and baselines with the subject, as `masks.overlaps` has them, with share (image, thing, row,
+    column) of the tokens' areas and small pictures; the `few` channels of a batch are kept in the results' records/.
+
+    With `captions` prompts are ToyWorld's, and what they say of the tokens is a baseline, too.
+    """
+    for batch in results.pending(prompts, AT_ONCE):
+        records = [Record(sets.order[:, ranks]) for ranks in (sets.many, sets.few)]
+        attention = subject_attention(pipe, batch.prompts, steps) if captions else nullcontext({})
+        with _predicted(pipe, steps) as guesses, attention as heat:
+            images, masks = look(batch, *records, steps=steps)
+        records[1].save(results.path(f"records/{batch.index}.safetensors"))
+        grid = records[0].grid
+        baselines = image_tokens(pipe, images, grid)
+        if captions:
+            likely = caption_masks(batch.prompts, grid)
+            baselines["caption"] = {0: likely.reshape(len(likely), -1).astype(np.float32)}
+        baselines |= {"own guess": guesses, "attention": heat}
+        share = np.stack([coverage(mask, grid) for mask in masks.values()], 1)  # image thing H W
+        arms = sets.arms | {"centre": centre_mask(grid)}
+        table = overlaps_with_baselines(records[0], share[:, 0] > 0.5, arms, baselines, CUTS).to_dataset()
+        table["share"] = ("image", "thing", "row", "column"), share
+        results.add(batch, table.assign(picture=_small(images)).assign_coords(thing=[*masks]))
+    return results.results()
+
+
+def run_seeds(results, pipe, look, prompts, sets: Sets, steps) -> xr.Dataset:
+    """The same, by the model's own guess alone, of prompts that come once for each seed; share is the subject's."""
+    for batch in results.pending(prompts, AT_ONCE, name="seeds"):
+        record = Record(sets.order[:, sets.many])
+        with _predicted(pipe, steps) as guesses:
+            images, masks = look(batch, record, steps=steps)
+        share = coverage(masks["subject"], record.grid)
+        table = overlaps_with_baselines(record, share > 0.5, sets.arms, {"own guess": guesses}, CUTS).to_dataset()
+        results.add(batch, table.assign(share=(("image", "row", "column"), share), picture=_small(images)))
+    return results.results("seeds")
 
 
 def image_tokens(pipe, images, grid: tuple[int, int]) -> dict:
@@ -54,3 +178,12 @@ def subject_attention(pipe, captions, steps=None):
         subject = f"{scene.colour} {scene.shape}"
         places.append((word_positions(pipe, caption, subject), word_positions(pipe, caption, ground)))
     return concept_attention(pipe, places, steps)
+
+
+def _predicted(pipe, steps):
+    return predicted_x0(pipe, steps) if matches_flow(pipe.scheduler) else nullcontext({})
+
+
+def _small(images, most: int = 256):
+    """Images (B, h, w, 3) by every n-th pixel, as a variable."""
+    return ("image", "y", "x", "rgb"), images[:, :: -(-images.shape[1] // most), :: -(-images.shape[2] // most)]

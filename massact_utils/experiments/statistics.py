@@ -1,10 +1,68 @@
-"""Statistics: what probes see of every prompt with every seed, batch by batch, as one crossed table."""
+"""Statistics: what probes see of every prompt with every seed, batch by batch, as one crossed table.
+
+best = pilot(results, pipe, prompts, seed=n_seeds)            # the largest channels, by noise that is not in the table
+data = run(results, pipe, prompts, range(n_seeds), best)      # dims (prompt, seed, step, layer, channel), and maps
+"""
+
+from contextlib import nullcontext
 
 import numpy as np
 import xarray as xr
 
-from ..probes.channels import ChannelStats
+from ..models.families import blocks
+from ..models.load import generate
+from ..probes.attach import attach
+from ..probes.channels import ChannelStats, score, select_channels
 from ..probes.record import Record
+
+QUANTILE = 0.999  # of |activation|, over an image's tokens
+
+
+def pilot(results, pipe, prompts, *, seed: int, k: int = 8, by: str = "mean_abs", at_once: int = 8, **call):
+    """Ids of the k channels that are largest over the median of their layer, in the images of four prompts: (rank)."""
+
+    def measure(batch):
+        with attach(pipe, ChannelStats(quantile=QUANTILE)) as stats:
+            _images(pipe, batch, **call)
+        return stats.dataset().sel(branch="cond", drop=True)
+
+    for batch in results.pending([(prompt, seed) for prompt in prompts[:4]], at_once, name="pilot"):
+        results.add(batch, measure)
+    scores = score(results.results("pilot"), by)
+    return select_channels((scores / scores.median("channel")).mean(["image", "step", "layer"]), k)
+
+
+def run(results, pipe, prompts, seeds, best: xr.DataArray, *, at_once: int = 8, **call) -> xr.Dataset:
+    """ChannelStats of every prompt with every seed, and maps of the `best` channels in three layers: a `design`.
+
+    Models with text tokens of their own have the text stream's statistics, too. Of the first batch the record is saved
+    for the explorer, and of its first image all channels of the middle layer at the last step (tokens.nc).
+    """
+    known = blocks(pipe)
+    middle, three = len(known) // 2, sorted({len(known) // 4, len(known) // 2, len(known) - 1})
+    dual = any(block.kind == "dual" for block in known)
+
+    def measure(batch):
+        stats, record, seen = ChannelStats(quantile=QUANTILE), Record(best), {}
+        text_stats = ChannelStats() if dual else None
+        text = attach(pipe, text_stats, stream="text") if dual else nullcontext()
+        one = attach(pipe, lambda x, site: seen.update(x=x[0].clone()), layers=middle, branch="cond")
+        with text, one, attach(pipe, stats), attach(pipe, record, layers=three):
+            images = _images(pipe, batch, **call)
+        if 0 in batch.indices:
+            record.save(results.path("explorer/record.safetensors"))
+            results.save("tokens", xr.DataArray(seen["x"].float().cpu().numpy(), dims=("token", "channel")))
+        return batch_table(stats, record, images, text_stats)
+
+    for batch in results.pending([(prompt, seed) for seed in seeds for prompt in prompts], at_once):
+        results.add(batch, measure)
+    return design(results.results(), len(prompts), len(seeds))
+
+
+def _images(pipe, batch, **call) -> list:
+    """The images of a batch of (prompt, seed)."""
+    prompts, seeds = zip(*batch.prompts, strict=True)
+    return generate(pipe, list(prompts), seeds=list(seeds), **call)
 
 
 def batch_table(stats: ChannelStats, record: Record, images, text_stats: ChannelStats | None = None) -> xr.Dataset:
@@ -16,13 +74,11 @@ def batch_table(stats: ChannelStats, record: Record, images, text_stats: Channel
     for image in small:
         image.thumbnail((128, 128))
     pictures = np.stack([np.asarray(image) for image in small]).astype(np.int16)  # NetCDF has no uint8
-    table = stats.dataset().sel(branch="cond", drop=True)
-    table = table.assign(maps=channel_maps(record), picture=(("image", "y", "x", "rgb"), pictures))
+    table = stats.dataset().assign(maps=channel_maps(record), picture=(("image", "y", "x", "rgb"), pictures))
     table.attrs |= {"grid": list(record.grid)}
     if text_stats is None:
         return table
-    text = text_stats.dataset()[["mean_abs", "mean_sq"]].sel(branch="cond", drop=True)
-    text = text.drop_vars(["name", "kind", "timestep"])
+    text = text_stats.dataset()[["mean_abs", "mean_sq"]].drop_vars(["name", "kind", "timestep"])
     text = text.rename(mean_abs="text_abs", mean_sq="text_sq", layer="text_layer")
     return table.assign(text.variables)
 

@@ -78,7 +78,7 @@ def _plan(arm, site, tokens) -> SimpleNamespace | None:
         raise ValueError(f"channels {sorted(missing)} do not exist; there are {width}")
     if not dose.any():
         return None
-    plan = {"chosen": chosen, "dose": dose}
+    plan = {"chosen": chosen if chosen.ndim > 1 else chosen.astype(np.int64), "dose": dose}  # off a disk ids are int32
     if "average level" in arm.edit:
         level = part_at("levels", arm.levels.transpose(..., "channel"), site)
         if len(level) != width or np.isnan(level).any():

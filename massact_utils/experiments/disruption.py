@@ -1,0 +1,146 @@
+"""Disruption: what every edit of a few channels costs, all arms of a prompt from one noise.
+
+table = arms(k=12, width=192, layers=["0", "4", "7"], draws=8)      # which channels, edit, draw, layer, phase
+stats = channel_statistics(results, pipe, choosing, seed=0)         # of prompts that are not measured
+data = run(results, pipe, measured, table, stats, others=choosing)  # a row an image
+"""
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from ..measures import evaluators
+from ..measures.images import compare
+from ..models.load import generate
+from ..probes.arms import Arm
+from ..probes.attach import attach
+from ..probes.channels import ChannelStats, matched_channels, select_channels
+from ..probes.disrupt import Disrupt
+
+EDITS = ("zero, same norm", "flat", "average level", "flat at average level", "shuffled")  # besides zero
+PHASES = ("early", "middle", "late")  # thirds of the steps
+SHOWN = ["which", "k", "edit"]  # what tells pictures of the explorer apart, besides the prompt
+
+
+def arms(k: int, width: int, layers, draws: int) -> pd.DataFrame:
+    """All arms, a row each: which channels (`select_channels`' names, energy-matched, untouched, other noise), k, edit,
+    draw, layer ("all" or a number as text) and phase ("all" or one of PHASES).
+    """
+    sizes = sorted({n for n in (1, k, 32) if n <= width // 2})
+    rows = [dict(which="untouched", k=0), dict(which="other noise", k=0)]
+    rows += [dict(which=which, k=n) for which in ("top", "bottom") for n in sizes]
+    rows += [dict(which="outside", k=n) for n in sizes if n != k]
+    rows += [dict(which="outside", edit=edit, draw=i) for edit in ("zero", "flat") for i in range(draws)]
+    rows += [dict(which="top", edit=edit) for edit in EDITS]
+    rows += [dict(which="outside", edit=edit) for edit in EDITS if edit != "flat"]
+    rows += [dict(which="energy-matched", k=n) for n in (1, 2)]
+    rows += [dict(which="top", phase=phase) for phase in PHASES]
+    rows += [dict(which=which, layer=layer) for which in ("top", "outside") for layer in layers]
+    return pd.DataFrame([dict(k=k, edit="zero", draw=0, layer="all", phase="all") | row for row in rows])
+
+
+def channel_statistics(results, pipe, prompts, *, seed: int = 0, **call) -> xr.Dataset:
+    """What channels are chosen by, means over prompts: mean_abs, mean_sq, level_sq (step, layer, channel), and level
+    (branch, step, layer, channel). Kept in the results' channels.nc, and read from there the next time.
+    """
+    if not results.path("channels.nc").exists():
+        with attach(pipe, ChannelStats(), branch="both") as stats:
+            for i in range(0, len(prompts), 8):
+                generate(pipe, prompts[i : i + 8], seeds=seed + 50_000 + i, **call)
+        table = stats.dataset().assign(level_sq=lambda table: table["mean"] ** 2)
+        cond = table[["mean_abs", "mean_sq", "level_sq"]].sel(branch="cond", drop=True).mean("image")
+        results.save("channels", cond.assign(level=table["mean"].mean("image")))
+    return xr.load_dataset(results.path("channels.nc"))
+
+
+def scores(stats: xr.Dataset) -> xr.DataArray:
+    """By what channels are ranked: (layer, channel)."""
+    return stats.mean_abs.mean("step").astype(float)
+
+
+def power(stats: xr.Dataset) -> xr.DataArray:
+    """Share of the energy in every channel: (layer, channel)."""
+    return (stats.mean_sq / stats.mean_sq.sum("channel")).mean("step").astype(float)
+
+
+def phases(stats: xr.Dataset) -> dict:
+    """The steps of each phase."""
+    return dict(zip(PHASES, np.array_split(stats.step.values, len(PHASES)), strict=True))
+
+
+def run(
+    results, pipe, prompts, table, stats, *, others, n_seeds=1, at_once=16, evaluator="toy", words=False, seed=0, **call
+) -> pd.DataFrame:
+    """Every arm of a table with every prompt and seed: a row an image, its arm, `removed` (the share of energy by which
+    the state was moved) and its measures against the untouched image of the same noise.
+
+    Measures are those of `images.compare`, by an evaluator and with `others` for chance, "semantics lost" (the drop of
+    alignment; 1 is down to chance), and with `words` those of ToyWorld captions that are read right. Pictures of the
+    first four prompts are saved for the explorer. `results` is a Run: only batches that are missing are computed.
+    """
+
+    def measure(batch):
+        rows = pd.DataFrame(dict(prompt=batch.prompts, seed=batch.seeds, image=batch.indices))
+        rows = pd.concat([rows.assign(seed=rows.seed + 200_000 * i) for i in range(n_seeds)])
+        rows = rows.merge(table, how="cross")
+        parts = [generate_arms(pipe, rows[i : i + at_once], stats, seed, **call) for i in range(0, len(rows), at_once)]
+        images = [image for made, _ in parts for image in made]
+        rows["removed"] = np.concatenate([share for _, share in parts])
+        intact = {rows.seed[i]: images[i] for i in rows.index[rows.which == "untouched"]}
+        _save_pictures(results, rows, images, seed)
+        texts, intact = rows.prompt.tolist(), [intact[i] for i in rows.seed]
+        measures = compare(images, intact, texts, others=others, evaluator=evaluator)
+        right = [evaluators.attributes_right(images, texts)] if words else []
+        return rows.join([measures, *right])
+
+    for batch in results.pending(prompts, size=max(1, at_once // len(table))):
+        results.add(batch, measure)
+    data = results.results().rename(columns={"low_error": "layout lost", "high_error": "detail lost"})
+    intact = data[data.which == "untouched"].set_index("seed")
+    lost = data.seed.map(intact.alignment) - data.alignment
+    data["semantics lost"] = lost / (intact.alignment - intact.chance).mean()
+    return data.join(evaluators.by_topic(data)) if words else data
+
+
+def generate_arms(pipe, rows: pd.DataFrame, stats: xr.Dataset, seed: int = 0, **call):
+    """Images with an arm in every row, and by what share of energy each was moved.
+
+    Rows have a prompt, the noise's seed and what `arms` has; `seed` is that of the first draw of channels.
+    """
+    steps = phases(stats)
+    noise, edits = rows.seed + 100_000 * (rows.which == "other noise"), []
+    for row in rows.itertuples():
+        when = stats.step.isin(steps.get(row.phase, stats.step))
+        where = stats.layer.astype(str).isin([row.layer]) | (row.layer == "all")
+        channels = channel_set(row, stats, seed)
+        edit = dict(edit=row.edit, dose=1.0 * (when & where), seed=row.draw, levels=stats.level)
+        edits.append(None if channels is None else Arm(channels, **edit))
+    probe = Disrupt(arms=edits)
+    with attach(pipe, probe):
+        images = generate(pipe, rows.prompt.tolist(), seeds=noise.tolist(), **call)
+    return images, probe.changed()
+
+
+def channel_set(arm, stats: xr.Dataset, seed: int = 0):
+    """The ids of an arm in every layer, or a dose of every channel; None for an arm without channels."""
+    if arm.which == "energy-matched":
+        return matched_channels(power(stats), select_channels(scores(stats), arm.k), seed=seed)
+    return select_channels(scores(stats), arm.k, which=arm.which, seed=seed + arm.draw) if arm.k else None
+
+
+def picture_name(prompt: int, **arm) -> str:
+    """The file of a picture for the explorer, in a folder of results; commas in a value are left out.
+
+    >>> picture_name(0, edit="zero, same norm")
+    'explorer/prompt=0,edit=zero same norm.webp'
+    """
+    words = ",".join(f"{name}={str(value).replace(',', '')}" for name, value in (dict(prompt=prompt) | arm).items())
+    return f"explorer/{words}.webp"
+
+
+def _save_pictures(results, rows, images, seed: int) -> None:
+    first = rows.query("image < 4 and seed < @seed + 4 and draw == 0 and layer == 'all' and phase == 'all'")
+    for i, row in first.iterrows():
+        picture = images[i].copy()  # what is measured keeps its size
+        picture.thumbnail((256, 256))
+        results.save(picture_name(row.image, **row[SHOWN]), picture)
