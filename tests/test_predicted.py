@@ -51,7 +51,7 @@ def test_a_noised_source_is_guessed_from_what_the_transformer_was_given(klein):
     image, call = picture(16, 24), tiny.KLEIN
     handle = klein.transformer.register_forward_hook(lambda module, inputs, output: (torch.zeros_like(output[0]),))
     with predicted_x0(klein, steps=[0, 2]) as found:
-        record = mu.noised_source(klein, image, mu.Record(k=2), prompt="a star", seed=1, steps=[0, 2], **call)
+        record = mu.noised_source(klein, image, mu.Record(k=2), prompt="a star", seed=np.int64(1), steps=[0, 2], **call)
     handle.remove()
     clean, sigma = to_tokens(encode(klein, [image], 16, 24), record.grid).float(), klein.scheduler.sigmas[2]
     torch.testing.assert_close(found[2], (1 - sigma) * clean + sigma * found[0], atol=1e-4, rtol=1e-4)  # 0: the noise

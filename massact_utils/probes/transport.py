@@ -9,6 +9,7 @@ with mu.attach(pipe, mu.Transport(record, mask=subject), branch="cond"):    # th
 
 import inspect
 import math
+from operator import index
 
 import numpy as np
 import torch
@@ -134,6 +135,7 @@ def noised_source(pipe, image, *probes, prompt="", seed=0, layers=None, steps=No
     images.
     """
     images = list(image) if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4 else [image]
+    seed = index(seed) if hasattr(seed, "__index__") and not getattr(seed, "ndim", 0) else seed  # NumPy's, too
     several = [images, prompt, seed, call.get("prompt_embeds", "")]
     counts = [len(x) for x in several if not isinstance(x, (str, int)) and len(x) != 1]
     batch = max(counts, default=1)
