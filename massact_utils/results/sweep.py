@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -67,6 +68,7 @@ def execute(notebook, folder, given: dict, out, cwd=".", environment=None) -> st
     notebook, place = Path(cwd, notebook).absolute(), Path(cwd, folder).absolute()
     place.mkdir(parents=True, exist_ok=True)
     unfinished = place / f"{notebook.stem}.{uuid.uuid4().hex[:6]}.unfinished.ipynb"
+    shutil.copyfile(notebook, unfinished)  # it runs from now on
     asked = dict(input_path=str(notebook), output_path=str(unfinished), parameters=given, cwd=cwd, progress_bar=False)
     command = [sys.executable, "-c", CHILD, json.dumps(asked)]
     options = dict(cwd=cwd, env=os.environ | (environment or {}), text=True, start_new_session=True)
@@ -77,12 +79,10 @@ def execute(notebook, folder, given: dict, out, cwd=".", environment=None) -> st
     if process.returncode == 0:
         pages.write(unfinished, place, notebook, Path(cwd, out).absolute(), given)
         return ""
-    cells = json.loads(unfinished.read_text())["cells"] if unfinished.exists() else []
+    cells = json.loads(unfinished.read_text())["cells"]
     errors = [o for cell in cells for o in cell.get("outputs", []) if o["output_type"] == "error"]
     problem = f"exit code {process.returncode}: {(words or ['papermill or the kernel died'])[-1]}"
     problem = f"{errors[0]['ename']}: {errors[0]['evalue']}" if errors else problem
-    if not unfinished.exists():
-        return problem
     as_far = unfinished.with_name(f"{notebook.stem}.failed.ipynb")
     os.replace(unfinished, as_far)
     return f"{problem}\n  as far as it came: {Path(folder, as_far.name)}"
