@@ -74,11 +74,13 @@ def batch_table(stats: ChannelStats, record: Record, images, text_stats: Channel
     for image in small:
         image.thumbnail((128, 128))
     pictures = np.stack([np.asarray(image) for image in small]).astype(np.int16)  # NetCDF has no uint8
-    table = stats.dataset().assign(maps=channel_maps(record), picture=(("image", "y", "x", "rgb"), pictures))
+    table = stats.dataset().sel(branch="cond", drop=True)
+    table = table.assign(maps=channel_maps(record), picture=(("image", "y", "x", "rgb"), pictures))
     table.attrs |= {"grid": list(record.grid)}
     if text_stats is None:
         return table
-    text = text_stats.dataset()[["mean_abs", "mean_sq"]].drop_vars(["name", "kind", "timestep"])
+    text = text_stats.dataset()[["mean_abs", "mean_sq"]].sel(branch="cond", drop=True)
+    text = text.drop_vars(["name", "kind", "timestep"])
     text = text.rename(mean_abs="text_abs", mean_sq="text_sq", layer="text_layer")
     return table.assign(text.variables)
 
