@@ -23,7 +23,6 @@ RANGES = {  # by name, in every notebook: the least and the most, or the choices
     "seed": (0, 2**53),
     "threshold": (1, 1e6),
     "dose": (0, 1),
-    "strength": (0, 1),
     "layers": "share",
     "window": "share",
     "score": SCORES,
