@@ -150,7 +150,7 @@ def test_the_atlas_tells_rank_and_size_of_its_channel(results):
     channel, rank, of, times = re.fullmatch(
         r"channel (\d+): rank (\d+) of (\d+), ([\d.]+) x the median", words
     ).groups()
-    size = stats.mean_abs.isel(image=1).sel(layer=record.layers[0], step=record.steps[-1])
+    size = stats.mean_abs.isel(image=1, branch=0).sel(layer=record.layers[0], step=record.steps[-1])
     own = float(size.sel(channel=int(channel)))
     assert (int(rank), int(of)) == (sorted(size.values, reverse=True).index(own) + 1, size.channel.size)
     assert float(times) == pytest.approx(own / np.median(size), abs=0.06)
