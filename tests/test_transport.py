@@ -595,3 +595,14 @@ def test_masks_are_combined():
     assert masks["union"].sum() == 2 and masks["everywhere"].all()
     assert (masks["soft union"] >= masks["union"]).all() and masks["soft union"].max() == 1
     assert 0 < masks["soft union"][0, 1, 2] < 1
+
+
+def test_channels_read_off_a_disk_are_recorded_and_carried():
+    """NetCDF keeps ids in 32 bits."""
+    recipe = klein()
+    ids = xr.DataArray(np.array([3, 1], np.int32), dims="rank")
+    with mu.attach(recipe.pipe, mu.Record(ids), layers=0) as record:
+        recipe.pipe(**recipe.call([0]))
+    with mu.attach(recipe.pipe, mu.Transport(record), layers=0):
+        recipe.pipe(**recipe.call([0]))
+    assert record[record.steps[0], 0][0].tolist() == [[3, 1]]

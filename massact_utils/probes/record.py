@@ -44,7 +44,7 @@ class Record(Reading):
             )
         tokens = tokens.detach()
         if self.channels is not None:
-            ids = torch.as_tensor(part_at("channels", self.channels, site), device=tokens.device)
+            ids = torch.as_tensor(part_at("channels", self.channels, site)).to(tokens.device, torch.long)
             ids = ids.expand(len(tokens), -1)
         elif self.k <= tokens.shape[-1]:
             ids = torch.linalg.vector_norm(tokens, 1, dim=1, dtype=torch.float32).topk(self.k).indices  # B K
