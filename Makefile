@@ -69,16 +69,12 @@ workbook: $(STAMP)
 	$(BIN)/python -m massact_utils.sweep $(NOTEBOOKS) --out runs/workbook --workers 2
 
 # One thread in each of the two workers and their kernels: more would fight over the cores. A folder of results of its own,
-# so that the notebooks compute and do not only draw. What looks at these results comes after: the browser tests, whose
-# notebooks find them, and the guide to them. The order is that of tests/conftest.py, the longest first. A report that
-# PYTEST_ADDOPTS asks for gets a second file; 5: nothing selected.
+# so that the notebooks compute and do not only draw. A worker takes a file at a time, in the order of tests/conftest.py: the
+# longest first.
 test: $(STAMP)
-	@set -e; runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; export MASSACT_RUNS="$$runs"; \
-	after="tests/test_results.py tests/test_browser.py"; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env \
-	  $$(printf -- '--ignore %s ' $$after); \
-	PYTEST_ADDOPTS="$${PYTEST_ADDOPTS//.xml/-browser.xml}" $(BIN)/python -m pytest $$after || [ $$? = 5 ]; \
-	echo "What the browser showed is in build/screenshots"
+	@runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; MASSACT_RUNS="$$runs" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 \
+	  --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env --durations=10
+	@echo "What the browser showed is in build/screenshots"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

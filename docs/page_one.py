@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from massact_utils.results import claims, files
-from massact_utils.show import plots, views
+from massact_utils.show import plots
 
 SHOWN = 4  # the first prompts, and the first pairs
 
@@ -36,7 +36,9 @@ def disrupted(folder) -> dict:
     arms = {"untouched": dict(beside="untouched"), f"top {k} channels\nzeroed": dict(set="top", k=k, edit="zero")}
     arms |= {"their level\nreplaced": dict(set="top", k=k, edit="average level")}
     arms |= {"their pattern\nremoved": dict(set="top", k=k, edit="flat")}
-    paths = {(name, i): folder / views.name(prompt=i, **arm) for name, arm in arms.items() for i in range(SHOWN)}
+    paths = {
+        (name, i): folder / files.picture_name(prompt=i, **arm) for name, arm in arms.items() for i in range(SHOWN)
+    }
     return {at: np.asarray(Image.open(file).convert("RGB")) for at, file in paths.items()}
 
 

@@ -109,8 +109,8 @@ def test_a_view_of_a_folder_opens_on_its_parameters_with_companions_to_the_left(
         views.saved(tmp_path)
     run = mu.Run(tmp_path / "a <b>", {"k": 12})
     for which, k in (("bottom", 1), ("top", 2), ("top", 12), ("top", 32), ("other noise", 0)):
-        run.save(views.name(prompt=0, set=which, k=k, edit="zero"), shade(k))
-    run.save(views.name(prompt=0, beside="untouched"), shade(200))
+        run.save(mu.results.files.picture_name(prompt=0, set=which, k=k, edit="zero"), shade(k))
+    run.save(mu.results.files.picture_name(prompt=0, beside="untouched"), shade(200))
     run.save("explorer/captions.json", {"0": PROMPTS[0]})
     view = views.saved(run.folder)
     assert view.start == dict(prompt=0, set="top", k=12, edit="zero") and view.choices["k"] == [0, 1, 2, 12, 32]

@@ -56,7 +56,7 @@ def recomputed(job, loops: dict, published: Path) -> tuple[int, int, list[str]]:
             new = long(made, rows) if name.rpartition("-")[0] in job.tables else brief(made)
             wrong += [f"batch {name}, {words}" for words in differences(rows, new)]
             compared += 1
-    for name in {file.stem for file in published.glob("*.parquet")} - {*loops, *job.live.get("tables", ())}:
+    for name in {file.stem for file in published.glob("*.parquet")} - set(loops):
         paths = [path for path in folder.glob(f"{name}.*") if path.suffix in files.SUFFIXES]
         for path in paths:
             known, new = pd.read_parquet(published / f"{name}.parquet"), tidy(path)
@@ -127,9 +127,7 @@ def _made(folder: Path, name: str) -> Path | None:
 
 def _execute(job, folder: Path, drawn: dict, whole: bool) -> str:
     """Execute a notebook until the drawn batches are on disk, or to its end where all are drawn; the first error."""
-    notebook = parameterize_notebook(
-        load_notebook_node(str(job.notebook)), job.given | job.live.get("parameters", {}) | {"out_dir": str(folder)}
-    )
+    notebook = parameterize_notebook(load_notebook_node(str(job.notebook)), job.given | {"out_dir": str(folder)})
     client, errors = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": "."}}), []
     with client.setup_kernel(env=os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}):
         for i, cell in enumerate(notebook.cells):

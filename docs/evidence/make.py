@@ -44,7 +44,6 @@ class Job:
     given: dict  # parameters that differ from the notebook's own
     parameters: dict  # all, as they are published
     tables: dict  # the table with a loop's batches row by row, where it is not called as the loop is
-    live: dict  # of what is trained live: parameters that shorten it in a check, and tables that are not compared
     digest: str
     folder: Path  # of the results; another code gets another folder
 
@@ -69,9 +68,7 @@ def planned(model: str, sizes: dict, out: Path) -> list[Job]:
             raise ValueError(f"{stem} has no parameter {', '.join(unknown)}; sizes.json may name: {', '.join(own)}")
         parameters = provenance.public(own | given)
         name = digest(notebook, parameters)
-        jobs.append(
-            Job(notebook, given, parameters, size.get("tables", {}), size.get("live", {}), name, out / name[:8] / stem)
-        )
+        jobs.append(Job(notebook, given, parameters, size.get("tables", {}), name, out / name[:8] / stem))
     return jobs
 
 

@@ -16,10 +16,10 @@ from ..probes.arms import Arm
 from ..probes.attach import attach
 from ..probes.channels import ChannelStats, matched_channels, select_channels
 from ..probes.disrupt import Disrupt
+from ..results.files import picture_name
 
 EDITS = ("zero, same norm", "flat", "average level", "flat at average level", "shuffled")  # besides zero
 PHASES = ("early", "middle", "late")  # thirds of the steps
-SHOWN = ["which", "k", "edit"]  # what tells pictures of the explorer apart, besides the prompt
 
 
 def arms(k: int, width: int, layers, draws: int) -> pd.DataFrame:
@@ -128,19 +128,10 @@ def channel_set(arm, stats: xr.Dataset, seed: int = 0):
     return select_channels(scores(stats), arm.k, which=arm.which, seed=seed + arm.draw) if arm.k else None
 
 
-def picture_name(prompt: int, **arm) -> str:
-    """The file of a picture for the explorer, in a folder of results; commas in a value are left out.
-
-    >>> picture_name(0, edit="zero, same norm")
-    'explorer/prompt=0,edit=zero same norm.webp'
-    """
-    words = ",".join(f"{name}={str(value).replace(',', '')}" for name, value in (dict(prompt=prompt) | arm).items())
-    return f"explorer/{words}.webp"
-
-
 def _save_pictures(results, rows, images, seed: int) -> None:
     first = rows.query("image < 4 and seed < @seed + 4 and draw == 0 and layer == 'all' and phase == 'all'")
     for i, row in first.iterrows():
         picture = images[i].copy()  # what is measured keeps its size
         picture.thumbnail((256, 256))
-        results.save(picture_name(row.image, **row[SHOWN]), picture)
+        arm = dict(set=row.which, k=row.k, edit=row.edit) if row.k else dict(beside=row.which)
+        results.save(picture_name(prompt=row.image, **arm), picture)

@@ -147,3 +147,12 @@ def _put(path: Path, suffix: str, thing) -> None:
 def _sum(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def picture_name(**values) -> str:
+    """The file of a picture in a folder of results, for `views.gallery`; beside="untouched" is shown beside the others.
+
+    >>> picture_name(prompt=0, edit="zero, same norm")
+    'explorer/prompt=0,edit=zero same norm.webp'
+    """
+    return "explorer/" + ",".join(f"{key}={str(value).replace(',', '')}" for key, value in values.items()) + ".webp"

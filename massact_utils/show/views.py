@@ -186,15 +186,6 @@ def gallery(pictures: dict, names, beside: dict | None = None, captions: dict | 
     return View(draw, dict(zip(names, order, strict=True)), code="mu.views.gallery(pictures, names)", keys=pictures)
 
 
-def name(**values) -> str:
-    """The file of a picture for `gallery` in a folder of results; beside="untouched" is shown beside the others.
-
-    >>> name(prompt=0, edit="zero, same norm")
-    'explorer/prompt=0,edit=zero same norm.webp'
-    """
-    return "explorer/" + ",".join(f"{key}={str(value).replace(',', '')}" for key, value in values.items()) + ".webp"
-
-
 def saved(folder) -> View:
     """The view of a notebook's results, from their folder alone: no model is loaded. It opens on the run's parameters.
 

@@ -6,7 +6,6 @@ A verdict has the same mark everywhere: a filled one holds, an empty one is cont
 from itertools import product
 
 import numpy as np
-import pandas as pd
 from matplotlib import rcParams
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -137,26 +136,19 @@ def at_the_top(free, factor: str, *, ax, value: str = "ratio"):
     return ax
 
 
-def live(course, name: str, *, axes):
-    """A training as far as it is, on three axes: loss, largest channel, and all channels by size; again with each call.
+def live(rows, name: str, *, axes):
+    """The course of a training, as far as it is, on two axes: loss, and largest channel; again with each call.
 
-    `course` is a measure.Course, with its rows and sizes so far; a line has the variant's name.
+    `rows` is a table with step, measure and value; a line has the variant's name.
     """
-    rows = pd.DataFrame(course.rows).groupby(["measure", "step"]).value.max()
-    sizes = list(course.sizes.values())[-1]
-    sizes = np.sort(sizes[len(sizes) // 2])[::-1]  # of the middle block
-    ranked = pd.Series(sizes / np.median(sizes), np.arange(1, len(sizes) + 1))
-    curves = {
-        "Loss on fresh scenes": ("step of training", rows["course: loss"]),
-        "Largest channel over median": ("step of training", rows["course: largest over median"]),
-        "All channels over median": ("rank of the channel", ranked),
-    }
-    for ax, (title, (xlabel, curve)) in zip(axes, curves.items(), strict=True):
+    curves = rows.groupby(["measure", "step"], observed=True).value.max()
+    for ax, title in zip(axes, ("Loss on fresh scenes", "Largest channel over median"), strict=True):
+        curve = curves["course: loss" if ax is axes[0] else "course: largest over median"]
         (line,) = [line for line in ax.lines if line.get_label() == name] or ax.plot([], [], ".-", label=name)
         line.set_data(curve.index, curve)
         ax.relim()
         ax.autoscale_view()
-        ax.set(title=title, xlabel=xlabel)
+        ax.set(title=title, xlabel="step of training")
     axes[0].legend(frameon=False)
     return axes
 
