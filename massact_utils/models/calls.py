@@ -13,7 +13,6 @@ from operator import index
 from types import MethodType
 
 import torch
-from diffusers import DiffusionPipeline, ModularPipeline
 
 from .families import family_of, layout_of, transformers_of
 
@@ -78,6 +77,8 @@ class CallTracker(ExitStack):
     # ------------------------------------------------------------ what is put in place, and taken away on exit
 
     def __enter__(self):
+        from diffusers import DiffusionPipeline, ModularPipeline  # seconds, which a bare import does not take
+
         with ExitStack() as undo:  # an error in here leaves nothing behind
             undo.push(super().__exit__)
             for transformer, bound in self.transformers:
@@ -87,10 +88,7 @@ class CallTracker(ExitStack):
                     self.replace(transformer, "cache_context", self._named(transformer.cache_context))
             self.replace(DiffusionPipeline, "progress_bar", self._on_loop(DiffusionPipeline.progress_bar))
             self.replace(ModularPipeline, "__call__", self._on_run(ModularPipeline.__call__))
-            for kind in (
-                DiffusionPipeline,
-                ModularPipeline,
-            ):  # every pipeline asks for its device before it does a thing
+            for kind in (DiffusionPipeline, ModularPipeline):  # asks for its device before it does a thing
                 asked = kind._execution_device.fget
                 self.replace(kind, "_execution_device", property(partial(self._on_pipeline, asked)))
             if self.pipe is not None:
