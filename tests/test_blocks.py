@@ -5,7 +5,9 @@ import torch
 
 import massact_utils as mu
 import tiny
+import tiny_more
 from massact_utils.models import families as table
+from massact_utils.models import layouts
 
 
 def test_blocks_are_listed_in_the_order_they_run(klein):
@@ -32,15 +34,15 @@ def test_an_unknown_class_is_refused_by_name():
 
 def test_layered_qwen_has_many_targets_and_one_reference():
     shapes = [[(1, 4, 6)] * 3 + [(1, 2, 2)]]
-    layered = table._qwen(None, {"img_shapes": shapes, "additional_t_cond": torch.zeros(1)})
+    layered = layouts.qwen(None, {"img_shapes": shapes, "additional_t_cond": torch.zeros(1)})
     assert layered.grid == (3, 4, 6) and layered.stream == 76
-    assert table._qwen(None, {"img_shapes": shapes}).grid == (4, 6)
+    assert layouts.qwen(None, {"img_shapes": shapes}).grid == (4, 6)
 
 
 def test_z_image_omni_puts_captions_and_references_before_the_target():
     small, big = torch.zeros(4, 1, 4, 4), torch.zeros(4, 1, 8, 12)  # 4 and 24 tokens, padded to 32 each
     texts = [[torch.zeros(5, 8), torch.zeros(40, 8)], [torch.zeros(3, 8), torch.zeros(3, 8)]]
-    layout = table._z_image(None, {"hidden_states": [[small, big], [small, big]], "cap_feats": texts})
+    layout = layouts.z_image(None, {"hidden_states": [[small, big], [small, big]], "cap_feats": texts})
     assert layout.grid == (4, 6) and layout.before == [32, 32] and layout.joint == [32 + 96, 32 + 64]
 
 
@@ -49,12 +51,11 @@ def test_glm_calls_that_fill_the_reference_cache_denoise_nothing():
 
     caches = GlmImageKVCache(num_layers=2)
     caches.set_mode("write")
-    assert (
-        table._glm(tiny.glm().pipe.transformer, {"kv_caches": caches, "hidden_states": torch.zeros(1, 4, 8, 8)}) is None
-    )
+    call = {"kv_caches": caches, "hidden_states": torch.zeros(1, 4, 8, 8)}
+    assert layouts.glm(tiny_more.glm().pipe.transformer, call) is None
 
 
 def test_a_stream_that_does_not_fit_the_layout_is_refused():
-    part, layout = table.DUAL, table.Layout((4, 6), 24)
+    part, layout = table.DUAL, layouts.Layout((4, 6), 24)
     with pytest.raises(ValueError, match=r"returned 25 tokens, which does not fit the 24 .*\(grid 4 x 6\)"):
         table.target_tokens(part, layout, mu.Block(0, "transformer_blocks.0", "dual", 8), torch.zeros(1, 25, 8))

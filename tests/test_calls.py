@@ -11,6 +11,7 @@ from PIL import Image
 import massact_utils as mu
 import tiny
 import tiny_more
+import tiny_video
 from massact_utils.models.calls import CallTracker
 
 
@@ -174,7 +175,7 @@ def flux_call(transformer, t, n=2):
 
 @pytest.mark.parametrize("before", [dict(guidance_scale=4.0), dict(guidance_scale=1.0), None])
 def test_a_copy_of_the_pipeline_counts_whatever_the_pipeline_ran_before(before):
-    recipe = tiny.sd3()._replace(pipe=diffusers.StableDiffusion3Pipeline(**tiny.sd3_parts() | {"vae": VAE}))
+    recipe = tiny.sd3(vae=VAE)
     if before:
         tiny.run(recipe, **before)
     with mu.attach(recipe.pipe, Watch(), layers=0, branch="both") as watch:
@@ -185,7 +186,7 @@ def test_a_copy_of_the_pipeline_counts_whatever_the_pipeline_ran_before(before):
     assert "prepare_latents" not in vars(copied)
 
 
-VAE = tiny.kl(scaling_factor=0.3, shift_factor=0.1)
+VAE = tiny.kl()
 
 
 def test_guidance_that_ends_early_leaves_the_conditional_rows():
@@ -203,7 +204,7 @@ class Mine(diffusers.ChromaPipeline):
 
 
 def test_a_pipeline_of_ones_own_has_to_name_its_branches():
-    recipe = tiny.chroma()
+    recipe = tiny_more.chroma()
     mine = Mine(**recipe.pipe.components)
     with pytest.raises(ValueError, match="rows of ChromaTransformer2DModel have no known branches"):
         watched(recipe, mine)
@@ -262,9 +263,9 @@ def test_an_inverse_scheduler_is_a_schedule_like_any_other():
 
 def forcing(**call):
     """SkyReels' diffusion forcing, whose frames may be at different timesteps."""
-    parts = tiny_more.skyreels().pipe.components
+    parts = tiny_video.skyreels().pipe.components
     pipe = diffusers.SkyReelsV2DiffusionForcingPipeline(**parts)
-    recipe = tiny_more.skyreels()
+    recipe = tiny_video.skyreels()
     pipe.encode_prompt = lambda prompt, *_, **__: (tiny.states(prompt, 5, 16), tiny.states(tiny.no(prompt), 5, 16))
     call = dict(num_frames=9, base_num_frames=9, guidance_scale=3.0, **tiny.SIZE) | call
     return recipe._replace(pipe=pipe, call=lambda p: dict(prompt=list(p)) | call)

@@ -9,23 +9,23 @@ import torch
 
 import massact_utils as mu
 import tiny
-import tiny_bare
 import tiny_more
+import tiny_video
 from massact_utils.models import families
 from massact_utils.models.families import FAMILIES, block_modules
 
 
 def test_every_row_has_a_tiny_model():
     """A row that no test runs is a claim."""
-    tried = {type(make().pipe.transformer).__name__ for make in tiny.RECIPES + tiny_more.RECIPES}
-    tried |= {type(make().model).__name__ for make in tiny_bare.MODELS} | {"OmniGenTransformer2DModel"}
+    tried = {type(make().pipe.transformer).__name__ for make in tiny.RECIPES + tiny_more.RECIPES + tiny_video.RECIPES}
+    tried |= {type(make().model).__name__ for make in tiny_video.MODELS} | {"OmniGenTransformer2DModel"}
     assert tried == set(FAMILIES)
 
 
 # ---------------------------------------------------------------- bare transformers
 
 
-@pytest.fixture(scope="module", params=tiny_bare.MODELS, ids=lambda make: make.__name__)
+@pytest.fixture(scope="module", params=tiny_video.MODELS, ids=lambda make: make.__name__)
 def bare(request):
     return request.param()
 
@@ -186,7 +186,7 @@ def test_an_unknown_class_is_refused_with_the_row_to_add(monkeypatch):
 
 
 def test_a_call_that_tells_no_grid_says_what_is_missing():
-    model, n = tiny.ltx().pipe.transformer, 2 * 4 * 6
+    model, n = tiny_video.ltx().pipe.transformer, 2 * 4 * 6
     call = dict(hidden_states=torch.randn(1, n, 4), encoder_hidden_states=torch.randn(1, 5, 16), timestep=torch.ones(1))
     call |= dict(encoder_attention_mask=torch.ones(1, 5))
     with pytest.raises(ValueError, match="called without 'num_frames', which tells its grid"):

@@ -6,15 +6,13 @@ import torch
 import massact_utils as mu
 import tiny
 import tiny_more
+import tiny_video
 from massact_utils.models.families import transformers_of
+from tiny_more import auraflow, bria, dit, hunyuandit
 
-
-@pytest.fixture(scope="module", params=tiny.RECIPES + tiny_more.RECIPES, ids=lambda recipe: recipe.__name__)
-def any_recipe(request):
-    return request.param()
-
-
-WHOLE = (tiny.klein_cfg, tiny.klein_kv, tiny.flux, tiny.sd3_skip, tiny.qwen_edit, tiny.sana, tiny.z_image, tiny.wan)
+RECIPES = tiny.RECIPES + tiny_more.RECIPES + tiny_video.RECIPES
+WHOLE = (tiny.klein_cfg, tiny.klein_kv, tiny.flux, tiny.sd3_skip, tiny.qwen_edit, tiny.sana, tiny.z_image)
+WHOLE += (tiny_video.wan,)
 
 
 @pytest.fixture(scope="module", params=WHOLE, ids=lambda recipe: recipe.__name__)
@@ -40,33 +38,52 @@ class Watch:
         self.tokens.append(tokens.clone() if self.keep else tuple(tokens.shape))
 
 
+@pytest.fixture(scope="module", params=RECIPES, ids=lambda recipe: recipe.__name__)
+def watched(request):
+    """Every recipe, what a reader of all branches saw of its run, and the arguments of the transformer's first call."""
+    recipe, calls = request.param(), []
+
+    def keep(module, args, kwargs):
+        calls.append((args, kwargs))
+
+    hook = recipe.pipe.transformer.register_forward_pre_hook(keep, with_kwargs=True)
+    with mu.attach(recipe.pipe, Watch(), branch="both") as watch:
+        tiny.run(recipe)
+    hook.remove()
+    return recipe, watch, calls[0]
+
+
 def test_identity_is_bit_exact(recipe, plain):
     with mu.attach(recipe.pipe, lambda tokens, site: tokens.clone()):
         assert torch.equal(tiny.run(recipe), plain)
     assert torch.equal(tiny.run(recipe), plain)
 
 
-def test_steps_branches_and_grid_come_out_as_the_schedule_says(any_recipe):
-    recipe = any_recipe
-    with mu.attach(recipe.pipe, Watch(), branch="both") as watch:
-        tiny.run(recipe)
-        tiny.run(recipe)
+def test_steps_branches_and_grid_come_out_as_the_schedule_says(watched):
+    recipe, watch, _ = watched
     layers = [block.index for block in mu.blocks(recipe.pipe)]
-    order = {(s.generation, s.step, s.branch): None for s in watch.sites}
-    first, second = sorted({s.generation for s in watch.sites})
+    order = list({(s.step, s.branch): None for s in watch.sites})
     steps, branches = recipe.steps, recipe.branches
-    assert set(order) == {(g, s, b) for g in (first, second) for s in steps for b in branches}
-    assert [at[:2] for at in order] == sorted(at[:2] for at in order)
-    assert list(order)[: len(branches)] == [(first, steps[0], branch) for branch in branches]
+    assert set(order) == {(s, b) for s in steps for b in branches}
+    assert [step for step, _ in order] == sorted(step for step, _ in order)
+    assert order[: len(branches)] == [(steps[0], branch) for branch in branches]
     for at in order:
-        seen = [s.layer for s in watch.sites if (s.generation, s.step, s.branch) == at]
-        assert seen == layers if at[2] != "extra" else set(seen) < set(layers)
+        seen = [s.layer for s in watch.sites if (s.step, s.branch) == at]
+        assert seen == layers if at[1] != "extra" else set(seen) < set(layers)
     assert {s.grid for s in watch.sites} == {recipe.grid} and {s.rows for s in watch.sites} == {range(recipe.batch)}
     n = torch.Size(recipe.grid).numel()
     assert {shape[:2] for shape in watch.tokens} == {(recipe.batch, n)}
     assert {shape[2] for shape in watch.tokens} == {block.width for block in mu.blocks(recipe.pipe)}
     schedule = recipe.pipe.scheduler.timesteps.tolist()
     assert {(s.step, s.timestep) for s in watch.sites} == {(step, schedule[step]) for step in steps}
+
+
+def test_a_second_generation_repeats_the_first_under_another_number(recipe):
+    with mu.attach(recipe.pipe, Watch(), layers=0, branch="both") as watch:
+        tiny.run(recipe)
+        tiny.run(recipe)
+    first, second = ([s for s in watch.sites if s.generation == g] for g in sorted({s.generation for s in watch.sites}))
+    assert first and [(s.step, s.branch) for s in first] == [(s.step, s.branch) for s in second]
 
 
 def test_only_the_conditional_branch_reads_the_prompt(recipe):
@@ -87,18 +104,10 @@ def test_a_conditional_edit_at_the_last_step_changes_the_image(recipe, plain):
         assert not torch.equal(tiny.run(recipe), plain)
 
 
-def test_output_depends_at_the_last_block_on_exactly_the_row_claimed(any_recipe):
+def test_output_depends_at_the_last_block_on_exactly_the_row_claimed(watched):
     """The gradient oracle: d(output at one target position) / d(target tokens of the last block)."""
-    recipe = any_recipe
-    call, kept = [], []
-
-    def first(module, args, kwargs):
-        call.append((args, kwargs))
-
-    hook = recipe.pipe.transformer.register_forward_pre_hook(first, with_kwargs=True)
-    tiny.run(recipe)
-    hook.remove()
-    args, kwargs = call[0]
+    recipe, _, (args, kwargs) = watched
+    kept = []
 
     def leaf(tokens, site):
         kept.append(tokens.detach().requires_grad_())
@@ -220,7 +229,7 @@ def test_without_guidance_a_doubled_family_has_one_branch():
     assert {s.branch for s in watch.sites} == {"cond"} and {s.rows for s in watch.sites} == {range(2)}
 
 
-GUIDING = (tiny.pixart, tiny.auraflow, tiny.dit, tiny.sd3, tiny.sana, tiny.hunyuandit, tiny.z_image, tiny.bria)
+GUIDING = (tiny.pixart, auraflow, dit, tiny.sd3, tiny.sana, hunyuandit, tiny.z_image, bria)
 
 
 @pytest.mark.parametrize("make", GUIDING, ids=lambda make: make.__name__)
@@ -242,7 +251,7 @@ def test_a_step_before_image_to_image_begins_is_refused():
 
 
 def test_the_second_transformer_of_wan_has_the_same_layers():
-    recipe = tiny.wan22()
+    recipe = tiny_video.wan22()
     called = []
     for name in ("transformer", "transformer_2"):
         getattr(recipe.pipe, name).register_forward_pre_hook(lambda module, args, name=name: called.append(name))
@@ -253,7 +262,7 @@ def test_the_second_transformer_of_wan_has_the_same_layers():
 
 
 def test_masks_of_a_video_have_its_frames():
-    recipe = tiny.wan()
+    recipe = tiny_video.wan()
     with mu.attach(recipe.pipe, mu.Record(k=3), steps=0) as record:
         tiny.run(recipe)
     masks, heat = mu.token_masks(record, layer=-1)
@@ -261,7 +270,7 @@ def test_masks_of_a_video_have_its_frames():
 
 
 def test_text_stream_leaves_registers_out():
-    recipe = tiny.auraflow()
+    recipe = auraflow()
     with mu.attach(recipe.pipe, Watch(), stream="text") as watch:
         tiny.run(recipe)
     assert {s.name for s in watch.sites} == {"joint_transformer_blocks.0", "joint_transformer_blocks.1"}
@@ -275,14 +284,14 @@ def test_omnigen_shows_the_tail_of_its_rows(branches):
     """Its pipeline needs torchvision; the loop is one's own, and says what its rows are."""
     rows, length = 3 * len(branches), 5 + 1 + 24
     ids, mask = torch.ones(rows, 5, dtype=torch.long), torch.ones(rows, length, length)
-    model, latents, at = tiny.omnigen(), torch.randn(rows, 4, 8, 12), torch.full((rows,), 0.5)
+    model, latents, at = tiny_video.omnigen(), torch.randn(rows, 4, 8, 12), torch.full((rows,), 0.5)
     with mu.attach(model, Watch(), branch="both", rows=branches) as watch, torch.no_grad():
         model(latents, at, ids, [], {}, mask, torch.arange(length).repeat(rows, 1))
     assert {(s.branch, s.grid, s.rows) for s in watch.sites} == {(name, (4, 6), range(3)) for name in branches}
 
 
 def test_generate_takes_class_labels_where_a_pipeline_has_no_prompts():
-    pipe = tiny.dit().pipe
+    pipe = dit().pipe
     images = mu.generate(pipe, [3, 7], seeds=[1, 2], num_inference_steps=2)
     assert [image.size for image in images] == [(64, 64)] * 2
     with pytest.raises(TypeError, match="'a cat' is not a class label"):

@@ -6,7 +6,7 @@ import xarray as xr
 
 import massact_utils as mu
 import tiny
-from massact_utils.models import families
+from massact_utils.models import layouts
 from massact_utils.models.calls import CallTracker
 
 
@@ -16,7 +16,7 @@ def call(monkeypatch):
     transformer, reads = tiny.flux_transformer(guidance_embeds=True, pooled_projection_dim=8).to("meta"), []
     ids = torch.cartesian_prod(torch.zeros(1), torch.arange(4.0), torch.arange(6.0))
     on_meta = ids.to("meta")
-    families._HOST[on_meta] = on_meta._version, ids
+    layouts._HOST[on_meta] = on_meta._version, ids
 
     def read(self, timestep=None):
         values = [0.5, 0.5] if timestep is not None else []

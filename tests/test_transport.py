@@ -40,21 +40,17 @@ def klein():
 
 
 def flux():
-    return tiny.Recipe(diffusers.FluxPipeline(**tiny.flux_parts(guidance_embeds=True) | scaled()), tiny.flux_call)
-
-
-def scaled():
-    return {"vae": tiny.kl(scaling_factor=0.3, shift_factor=0.1)}
+    return tiny.flux(vae=tiny.kl())
 
 
 def sd3():
-    return tiny.Recipe(diffusers.StableDiffusion3Pipeline(**tiny.sd3_parts() | scaled()), tiny.sd3_call)
+    return tiny.sd3(vae=tiny.kl())
 
 
 def qwen():
     vae = tiny.qwen_vae()
     vae.register_to_config(latents_mean=[0.3, -0.1, 0.2, 0.0], latents_std=[0.5, 2.0, 1.5, 1.0])
-    return tiny.Recipe(diffusers.QwenImagePipeline(**tiny.qwen_parts() | {"vae": vae}), tiny.qwen_call)
+    return tiny.qwen(vae=vae)
 
 
 def sana():
@@ -76,19 +72,15 @@ def sana():
         decoder_act_fns="silu",
         scaling_factor=0.41,
     )
-    recipe = tiny.sana()
-    parts = dict(recipe.pipe.components) | {"vae": vae}
-    return tiny.Recipe(diffusers.SanaPipeline(**parts), recipe.call)
+    return tiny.with_parts(tiny.sana(), vae=vae)
 
 
 def pixart():
-    recipe = tiny.pixart()
-    return tiny.Recipe(type(recipe.pipe)(**dict(recipe.pipe.components) | scaled()), recipe.call)
+    return tiny.with_parts(tiny.pixart(), vae=tiny.kl())
 
 
 def z_image():
-    recipe = tiny.z_image()
-    return tiny.Recipe(type(recipe.pipe)(**dict(recipe.pipe.components) | scaled()), recipe.call)
+    return tiny.with_parts(tiny.z_image(), vae=tiny.kl())
 
 
 FAMILIES = (klein, flux, sd3, qwen, sana, pixart, z_image)

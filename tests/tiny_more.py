@@ -1,91 +1,224 @@
-"""More tiny random-weight pipelines: image families that came with diffusers 0.42, and video."""
-
-import types
+"""More tiny random-weight pipelines: the other families of images."""
 
 import diffusers
 import torch
+from diffusers.guiders import AdaptiveProjectedMixGuidance, ClassifierFreeGuidance
 from PIL import Image
 
-from tiny import SIZE, WIDTH, Recipe, flow, masked_call, no, ones, seeded, states
+from tiny import (
+    COND_FIRST,
+    SIZE,
+    UNCOND_FIRST,
+    Stub,
+    flow,
+    flux_transformer,
+    kl,
+    no,
+    ones,
+    pipeline,
+    recipe,
+    small,
+    states,
+    video_vae,
+)
 
-TINY = dict(height=64, width=96)
-
-
-def both(prompts, *shape, mask=True):
-    """Text states and masks of some prompts and of the empty one, under the names most pipelines take."""
-    texts = dict(prompt_embeds=states(prompts, *shape), negative_prompt_embeds=states(no(prompts), *shape))
-    masks = {f"{name}prompt_embeds_mask": ones(prompts, shape[0]) for name in ("", "negative_")} if mask else {}
-    return texts | masks
-
-
-def filled(model):
-    """Weights in the place of zeros: some classes are built so that no block matters before training."""
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(1)
-        for weight in model.parameters():
-            if weight.ndim > 1 and not weight.any():
-                weight.normal_(std=0.1)
-    return model
+LARGE = dict(height=128, width=192)  # 16 or 32 pixels a token
 
 
-class Stub(types.SimpleNamespace):
-    """A component of which a pipeline asks a few attributes only."""
-
-    def to(self, device):
-        return self
+def guider():
+    return ClassifierFreeGuidance(guidance_scale=3.0)
 
 
-VAE = Stub(config=Stub(latent_channels=4), spatial_compression_ratio=8, temporal_compression_ratio=4)
-
-
-def wan_vae():
-    return seeded(
-        diffusers.AutoencoderKLWan,
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
-    )
+def who_of(prompt):
+    """The prompts that a pipeline hands to its encoder, from their text."""
+    return [int("".join(filter(str.isdigit, text)) or -1) for text in prompt]
 
 
 # ---------------------------------------------------------------- images
+
+
+def lumina2():
+    own = dict(num_layers=2, multiple_of=16, axes_lens=(64, 32, 32), num_kv_heads=1)
+    pipe = pipeline(diffusers.Lumina2Pipeline, small(diffusers.Lumina2Transformer2DModel, **own))
+
+    def call(prompts):  # prompts of several lengths, padded
+        mask = torch.stack([(torch.arange(7) < 3 + i).long() for i, _ in enumerate(prompts)])
+        negative = dict(negative_prompt_embeds=states(no(prompts), 7, 16))
+        negative |= dict(negative_prompt_attention_mask=ones(prompts, 7))
+        return dict(prompt_embeds=states(prompts, 7, 16), prompt_attention_mask=mask) | negative | SIZE
+
+    return recipe(pipe, COND_FIRST, call=call)
+
+
+def auraflow():
+    own = dict(num_mmdit_layers=2, num_single_dit_layers=2, pos_embed_max_size=256)
+    return recipe(
+        pipeline(diffusers.AuraFlowPipeline, small(diffusers.AuraFlowTransformer2DModel, **own)), UNCOND_FIRST
+    )
+
+
+def hunyuandit():
+    own = dict(patch_size=2, mlp_ratio=2.0, cross_attention_dim=16, cross_attention_dim_t5=16, pooled_projection_dim=16)
+    model = small(diffusers.HunyuanDiT2DModel, num_layers=4, text_len=5, text_len_t5=5, **own)
+    pipe = pipeline(diffusers.HunyuanDiTPipeline, model, diffusers.DDPMScheduler(), requires_safety_checker=False)
+    return recipe(pipe, UNCOND_FIRST)
+
+
+def hunyuanimage():
+    model = small(diffusers.HunyuanImageTransformer2DModel, rope_axes_dim=(8, 8))
+    guiders = dict(guider=guider(), ocr_guider=AdaptiveProjectedMixGuidance(guidance_scale=3.0))
+    pipe = pipeline(diffusers.HunyuanImagePipeline, model, **guiders)
+    return recipe(pipe, COND_FIRST, text=10, **LARGE)  # text of two encoders
+
+
+def cogview4():
+    shifts = dict(use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75, base_image_seq_len=256)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=False, **shifts)
+    model = small(diffusers.CogView4Transformer2DModel, rope_axes_dim=(16, 16))
+    return recipe(pipeline(diffusers.CogView4Pipeline, model, scheduler), COND_FIRST, shape=(16, 16), text=16)
+
+
+def cogview3():
+    model = small(diffusers.CogView3PlusTransformer2DModel)
+    return recipe(pipeline(diffusers.CogView3PlusPipeline, model, diffusers.CogVideoXDDIMScheduler()), UNCOND_FIRST)
+
+
+def chroma():
+    own = dict(approximator_num_channels=8, approximator_hidden_dim=16, approximator_layers=1)
+    model = flux_transformer(diffusers.ChromaTransformer2DModel, **own)
+    return recipe(pipeline(diffusers.ChromaPipeline, model), COND_FIRST, mask=torch.bool)
+
+
+def dit():
+    model = small(diffusers.DiTTransformer2DModel, out_channels=8, sample_size=8, num_embeds_ada_norm=1000)
+    pipe = pipeline(diffusers.DiTPipeline, model, diffusers.DDIMScheduler(), vae=kl())
+
+    def call(prompts):
+        return dict(class_labels=[10 + i for i in prompts], num_inference_steps=3, output_type="np")
+
+    return recipe(pipe, COND_FIRST, call=call, grid=(4, 4))
+
+
+def hidream():
+    own = dict(num_routed_experts=2, num_activated_experts=1, max_resolution=(8, 16), llama_layers=[0, 1, 2, 3])
+    own |= dict(patch_size=2, num_layers=2, caption_channels=[16, 16], text_emb_dim=8, force_inference_output=True)
+    pipe = pipeline(diffusers.HiDreamImagePipeline, small(diffusers.HiDreamImageTransformer2DModel, **own))
+    pipe.default_sample_size = 10  # it resizes to this area
+
+    def call(prompts):
+        call = SIZE
+        for name, who in (("", prompts), ("negative_", no(prompts))):
+            call = call | {f"{name}prompt_embeds_t5": states(who, 5, 16), f"{name}pooled_prompt_embeds": states(who, 8)}
+            call[f"{name}prompt_embeds_llama3"] = states(who, 4, 5, 16, offset=1).transpose(0, 1)
+        return call
+
+    return recipe(pipe, UNCOND_FIRST, call=call, text=10)  # T5 and Llama
+
+
+def bria():
+    model = flux_transformer(diffusers.BriaTransformer2DModel)
+    return recipe(pipeline(diffusers.BriaPipeline, model, vae=kl(shift_factor=0.0)), UNCOND_FIRST)
+
+
+def fibo():
+    model = flux_transformer(diffusers.BriaFiboTransformer2DModel, text_encoder_dim=16, joint_attention_dim=32)
+    pipe = pipeline(diffusers.BriaFiboPipeline, model)
+
+    def encode(prompt, **_):
+        both = (who_of(prompt), no(prompt))
+        layers = ([states(who, 5, 16, offset=i) for i in range(4)] for who in both)
+        mask = ones(prompt, 5).float()
+        return *(states(who, 5, 32) for who in both), torch.zeros(len(prompt), 5, 3), mask, mask, *layers
+
+    pipe.encode_prompt = encode
+    return recipe(pipe, UNCOND_FIRST, call=lambda p: dict(prompt=[str(i) for i in p], **SIZE))
+
+
+def fibo2(lengths=(4, 4)):
+    own = dict(dim=32, n_layers=3, n_refiner_layers=1, n_heads=2, injection_layer_ids=(1,), perceiver_num_layers=1)
+    own |= dict(min_num_gist_tokens=2, max_num_gist_tokens=8, gist_step=2, gist_min_text_len=2, gist_max_text_len=8)
+    model = small(diffusers.BriaFibo2Transformer2DModel, patch_size=2, axes_lens=(32, 32, 32), **own)
+
+    def call(prompts):
+        negative = dict(negative_prompt_embeds=states(no(prompts), 2, 4, 16))
+        negative |= dict(negative_prompt_embeds_mask=ones(prompts, 4).bool())
+        mask = torch.stack([torch.arange(8) < n for n in lengths[: len(prompts)]])
+        return dict(prompt_embeds=states(prompts, 2, 8, 16), prompt_embeds_mask=mask) | negative | SIZE
+
+    return recipe(pipeline(diffusers.BriaFibo2Pipeline, model), COND_FIRST, call=call)
+
+
+def fibo2_ragged():
+    return fibo2(lengths=(3, 8))
+
+
+def krea2():
+    own = dict(timestep_embed_dim=16, text_hidden_dim=16, num_text_layers=2, text_intermediate_size=16)
+    own |= dict(num_layerwise_text_blocks=1, num_refiner_text_blocks=1)
+    own |= dict(text_num_attention_heads=2, text_num_key_value_heads=2)
+    model = small(diffusers.Krea2Transformer2DModel, in_channels=16, **own)
+    return recipe(pipeline(diffusers.Krea2Pipeline, model), COND_FIRST, shape=(5, 2, 16), mask=torch.bool)
+
+
+def ideogram4():
+    from diffusers.models.transformers.transformer_ideogram4 import LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR
+
+    own = dict(in_channels=16, adaln_dim=16, llm_features_dim=16, mrope_section=(4, 2, 2))
+    first, second = (small(diffusers.Ideogram4Transformer2DModel, **own) for _ in range(2))
+    pipe = pipeline(diffusers.Ideogram4Pipeline, first, unconditional_transformer=second)
+
+    def encode(prompt, grid_h, grid_w, max_sequence_length, device):
+        who, n, text = who_of(prompt), grid_h * grid_w, max_sequence_length
+        image = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(grid_h), torch.arange(grid_w)) + 70
+        position = torch.cat([torch.arange(text)[:, None].expand(-1, 3), image])[None].repeat(len(who), 1, 1)
+        indicator = torch.tensor([LLM_TOKEN_INDICATOR] * text + [OUTPUT_IMAGE_INDICATOR] * n).repeat(len(who), 1)
+        return states(who, text + n, 16), position, torch.ones_like(indicator), indicator
+
+    pipe.encode_prompt = encode
+    more = dict(max_sequence_length=5, guidance_scale=3.0, guidance_schedule=None, **SIZE)
+    return recipe(pipe, COND_FIRST, call=lambda p: dict(prompt=[str(i) for i in p], **more), output="...n")
+
+
+def glm():
+    model = small(diffusers.GlmImageTransformer2DModel, prior_vq_quantizer_codebook_size=10)
+    prior = torch.arange(24).repeat(2, 1) % 10
+    return recipe(pipeline(diffusers.GlmImagePipeline, model), COND_FIRST, guidance_scale=3.0, prior_token_ids=prior)
+
+
+def longcat():
+    own = dict(pooled_projection_dim=16, in_channels=64)
+    pipe = pipeline(diffusers.LongCatImagePipeline, flux_transformer(diffusers.LongCatImageTransformer2DModel, **own))
+    pipe.encode_prompt = lambda prompt, **_: (states(who_of(prompt), 5, 16), torch.zeros(5, 3))
+
+    def call(p):
+        return dict(prompt=[str(i) for i in p], negative_prompt=[""] * len(p), enable_prompt_rewrite=False, **SIZE)
+
+    return recipe(pipe, COND_FIRST, call=call)
+
+
+def ovis():
+    return recipe(
+        pipeline(diffusers.OvisImagePipeline, flux_transformer(diffusers.OvisImageTransformer2DModel)), COND_FIRST
+    )
 
 
 def flux3(reference=False, flow_map=False):
     """FLUX.3 has modular pipelines only."""
     from diffusers.modular_pipelines.flux3 import modular_blocks_flux3, modular_blocks_flux3_distilled
 
-    model = seeded(
-        diffusers.Flux3Transformer2DModel,
-        in_channels=16,
-        cond_in_channels=16,
-        num_layers=2,
-        num_single_layers=3,
-        joint_attention_dim=16,
-        timestep_channels=16,
-        axes_dims_rope=(4, 4, 4, 4),
-        flow_map=flow_map,
-        **WIDTH,
-    )
-    if flow_map:
-        steps = modular_blocks_flux3_distilled.Flux3DistilledAutoCoreDenoiseStep()
-    else:
-        steps = modular_blocks_flux3.Flux3AutoCoreDenoiseStep()
-    pipe = steps.init_pipeline()
+    own = dict(cond_in_channels=16, timestep_channels=16, axes_dims_rope=(4, 4, 4, 4), flow_map=flow_map)
+    model = small(diffusers.Flux3Transformer2DModel, in_channels=16, num_layers=2, num_single_layers=3, **own)
+    steps = modular_blocks_flux3_distilled.Flux3DistilledAutoCoreDenoiseStep if flow_map else None
+    pipe = (steps or modular_blocks_flux3.Flux3AutoCoreDenoiseStep)().init_pipeline()
     pipe.update_components(transformer=model, scheduler=flow())
 
     def call(prompts):
-        texts = dict(prompt_embeds=states(prompts, 5, 16))
-        if not flow_map:
-            texts["negative_prompt_embeds"] = states(no(prompts), 5, 16)
+        call = dict(prompt_embeds=states(prompts, 5, 16), height=64, width=96, num_inference_steps=3, output="latents")
         latents = [states(range(len(prompts)), 16, *grid) for grid in ((4, 6), (3, 2))]
-        more = dict(image_cond_latents=latents) if reference else {}
-        return texts | more | TINY | dict(num_inference_steps=3, output="latents")
+        negative = {} if flow_map else dict(negative_prompt_embeds=states(no(prompts), 5, 16))
+        return call | negative | (dict(image_cond_latents=latents) if reference else {})
 
-    return Recipe(pipe, call, branches=("cond",) if flow_map else ("cond", "uncond"))
+    return recipe(pipe, ("cond",) if flow_map else COND_FIRST, call=call)
 
 
 def flux3_references():
@@ -97,540 +230,106 @@ def flux3_distilled():
 
 
 def qwen21():
-    model = seeded(
-        diffusers.QwenImage21Transformer2DModel,
-        in_channels=4,
-        out_channels=4,
-        num_layers=3,
-        context_in_dim=16,
-        **WIDTH,
-        axes_dims_rope=(4, 6, 6),
-    )
-    tokenizer = Stub(encode=lambda text: [0])
-    processor = Stub(apply_chat_template=lambda *args, **kwargs: [[0]], tokenizer=tokenizer)
-    parts = dict(scheduler=flow(), vae=None, text_encoder=None, processor=processor, transformer=model)
-    pipe = diffusers.QwenImage21Pipeline(**parts)
-    size = SIZE | dict(height=128, width=192)  # 16 pixels a token
-    return Recipe(
-        pipe,
-        lambda p: both(p, 5, 16) | dict(true_cfg_scale=3.0) | size,
-        grid=(8, 12),
-        branches=("cond", "uncond"),
-        output="...n",
-    )
+    processor = Stub(apply_chat_template=lambda *_, **__: [[0]], tokenizer=Stub(encode=lambda text: [0]))
+    pipe = pipeline(diffusers.QwenImage21Pipeline, small(diffusers.QwenImage21Transformer2DModel), processor=processor)
+    return recipe(pipe, COND_FIRST, true_cfg_scale=3.0, grid=(8, 12), output="...n", **LARGE)
 
 
 def ernie():
-    model = seeded(
-        diffusers.ErnieImageTransformer2DModel,
-        hidden_size=32,
-        num_attention_heads=2,
-        num_layers=3,
-        ffn_hidden_size=32,
-        in_channels=4,
-        out_channels=4,
-        text_in_dim=16,
-        rope_axes_dim=(4, 6, 6),
-    )
-    parts = dict(transformer=filled(model), vae=None, text_encoder=None, tokenizer=None, scheduler=flow())
+    model = small(diffusers.ErnieImageTransformer2DModel, ffn_hidden_size=32)
 
     def call(prompts):  # texts of different lengths, padded
-        texts = [states([p], 5 - i, 16)[0] for i, p in enumerate(prompts)]
-        return dict(prompt_embeds=texts, negative_prompt_embeds=[x for x in states(no(prompts), 5, 16)]) | SIZE
+        several = [states([p], 5 - i, 16)[0] for i, p in enumerate(prompts)]
+        return dict(prompt_embeds=several, negative_prompt_embeds=[*states(no(prompts), 5, 16)]) | SIZE
 
-    return Recipe(diffusers.ErnieImagePipeline(**parts), call, branches=("uncond", "cond"))
+    return recipe(pipeline(diffusers.ErnieImagePipeline, model), UNCOND_FIRST, call=call)
 
 
 def nucleus():
-    model = seeded(
-        diffusers.NucleusMoEImageTransformer2DModel,
-        in_channels=16,
-        out_channels=4,
-        num_layers=4,
-        num_key_value_heads=1,
-        joint_attention_dim=16,
-        axes_dims_rope=(4, 6, 6),
-        mlp_ratio=2.0,
-        num_experts=2,
-        moe_intermediate_dim=16,
-        capacity_factors=2.0,
-        dense_moe_strategy="leave_first_three_and_last_block_dense",
-        **WIDTH,
-    )
-    pipe = diffusers.NucleusMoEImagePipeline(model, flow(), None, None, None)
-    return Recipe(pipe, lambda p: both(p, 5, 16) | dict(guidance_scale=3.0) | SIZE, branches=("cond", "uncond"))
+    own = dict(mlp_ratio=2.0, num_experts=2, moe_intermediate_dim=16, capacity_factors=2.0, num_layers=4)
+    own |= dict(in_channels=16, out_channels=4, dense_moe_strategy="leave_first_three_and_last_block_dense")
+    model = small(diffusers.NucleusMoEImageTransformer2DModel, **own)
+    return recipe(pipeline(diffusers.NucleusMoEImagePipeline, model), COND_FIRST, guidance_scale=3.0)
 
 
-def joy_transformer(cls):
-    return seeded(
-        cls,
-        in_channels=4,
-        hidden_size=32,
-        num_attention_heads=2,
-        text_dim=16,
-        num_layers=3,
-        mlp_width_ratio=2.0,
-        rope_dim_list=[4, 6, 6],
-    )
+JOY = dict(mlp_width_ratio=2.0, rope_dim_list=[4, 6, 6])
 
 
-def joy(reference=True):
-    model = joy_transformer(diffusers.JoyImageEditTransformer3DModel)
-    pipe = diffusers.JoyImageEditPipeline(flow(), wan_vae(), None, None, model, None)
+def joy(**image):
+    model = small(diffusers.JoyImageEditTransformer3DModel, **JOY)
+    pipe = pipeline(diffusers.JoyImageEditPipeline, model, vae=video_vae())
     pipe.vae_image_processor.get_default_height_width = lambda *_: (64, 96)  # else it takes one of about a megapixel
-    image = dict(image=Image.new("RGB", (96, 64), "red")) if reference else {}
+    made = recipe(pipe, COND_FIRST, guidance_scale=3.0, **image)
 
     def call(prompts):
         torch.manual_seed(0)  # it samples the reference's latents from the global generator
-        return both(prompts, 5, 16) | dict(guidance_scale=3.0) | image | SIZE
+        return made.call(prompts)
 
-    return Recipe(pipe, call, branches=("cond", "uncond"))
+    return made._replace(call=call)
 
 
-def joy_alone():
-    return joy(reference=False)
+def joy_reference():
+    return joy(image=Image.new("RGB", (96, 64), "red"))
 
 
 def joy_plus():
     """Two rows with references of different sizes, so that the shorter one is padded."""
-    model = joy_transformer(diffusers.JoyImageEditPlusTransformer3DModel)
-    pipe = diffusers.JoyImageEditPlusPipeline(flow(), wan_vae(), None, None, model, None)
+    model = small(diffusers.JoyImageEditPlusTransformer3DModel, **JOY)
+    pipe = pipeline(diffusers.JoyImageEditPlusPipeline, model, vae=video_vae())
     pipe.image_processor.get_default_height_width = lambda image, *_: image.size[::-1]
+    pipe.encode_prompt_multiple_images = lambda prompt, **_: (states(who_of(prompt), 5, 16), ones(prompt, 5))
     images = [[Image.new("RGB", (96, 64), "red")], [Image.new("RGB", (64, 64), "blue")]]
-
-    def encode(prompt, **_):  # the prompt comes in a template
-        who = [int("".join(filter(str.isdigit, text)) or -1) for text in prompt]
-        return states(who, 5, 16), ones(who, 5)
-
-    pipe.encode_prompt_multiple_images = encode
 
     def call(prompts):
         return dict(prompt=[str(p) for p in prompts], images=images[: len(prompts)], guidance_scale=3.0) | SIZE
 
-    return Recipe(pipe, call, branches=("uncond", "cond"), output="n...")
+    return recipe(pipe, UNCOND_FIRST, call=call, output="n...")
 
 
-def kandinsky5_transformer(**options):
-    model = seeded(
-        diffusers.Kandinsky5Transformer3DModel,
-        in_visual_dim=4,
-        out_visual_dim=4,
-        in_text_dim=16,
-        in_text_dim2=8,
-        time_dim=16,
-        model_dim=32,
-        ff_dim=32,
-        num_text_blocks=1,
-        num_visual_blocks=3,
-        axes_dims=(4, 6, 6),
-        **options,
-    )
-    return filled(model)
+KANDINSKY = dict(in_visual_dim=4, out_visual_dim=4, in_text_dim=16, in_text_dim2=8, time_dim=16, model_dim=32)
+KANDINSKY |= dict(ff_dim=32, num_text_blocks=1, num_visual_blocks=3)
 
 
-def kandinsky5_texts(prompts):
-    texts = {}
-    for name, who in (("prompt", prompts), ("negative_prompt", no(prompts))):
-        texts |= {
-            f"{name}_embeds_qwen": states(who, 5, 16),
-            f"{name}_embeds_clip": states(who, 8),
-            f"{name}_cu_seqlens": torch.arange(len(who) + 1, dtype=torch.int32) * 5,
-        }
-    return texts
-
-
-def kandinsky5():
-    names = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-    model = kandinsky5_transformer()
-    pipe = diffusers.Kandinsky5T2IPipeline(transformer=model, scheduler=flow(), **dict.fromkeys(names))
+def kandinsky5(cls=diffusers.Kandinsky5T2IPipeline, fields=(), frames=(), **own):
+    pipe = pipeline(cls, small(diffusers.Kandinsky5Transformer3DModel, **KANDINSKY, **own))
     pipe.resolutions = [(96, 64)]
-    return Recipe(pipe, lambda p: kandinsky5_texts(p) | SIZE, branches=("cond", "uncond"), output="...c")
+
+    def call(prompts):
+        call = SIZE | dict(frames)
+        for name, who in (("prompt", prompts), ("negative_prompt", no(prompts))):
+            call |= {f"{name}_embeds_qwen": states(who, 5, 16), f"{name}_embeds_clip": states(who, 8)}
+            call[f"{name}_cu_seqlens"] = torch.arange(len(who) + 1, dtype=torch.int32) * 5
+        return call
+
+    return recipe(pipe, COND_FIRST, call=call, output="...c", **dict(fields))
 
 
 def kandinsky5_video():
-    names = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-    model = kandinsky5_transformer(visual_cond=True)
-    pipe = diffusers.Kandinsky5T2VPipeline(transformer=model, scheduler=flow(), **dict.fromkeys(names))
-    return Recipe(
-        pipe,
-        lambda p: kandinsky5_texts(p) | dict(num_frames=5) | SIZE,
-        grid=(2, 4, 6),
-        branches=("cond", "uncond"),
-        output="...c",
-    )
+    video = dict(fields=dict(grid=(2, 4, 6)), frames=dict(num_frames=5), visual_cond=True)
+    return kandinsky5(diffusers.Kandinsky5T2VPipeline, **video)
 
 
 def prx():
-    model = seeded(
-        diffusers.PRXTransformer2DModel,
-        in_channels=4,
-        patch_size=2,
-        context_in_dim=16,
-        hidden_size=32,
-        mlp_ratio=2.0,
-        num_heads=2,
-        depth=3,
-        axes_dim=[8, 8],
-    )
-    pipe = diffusers.PRXPipeline(filled(model), flow(), None, None, None)
-
-    def call(prompts):
-        call = masked_call(prompts, use_resolution_binning=False, negative_prompt="")
-        return call | {name: call[name].bool() for name in call if name.endswith("mask")}
-
-    return Recipe(pipe, call, branches=("uncond", "cond"), batch=1)  # its timesteps do not broadcast to more rows
-
-
-def cogview3():
-    model = seeded(
-        diffusers.CogView3PlusTransformer2DModel,
-        in_channels=4,
-        out_channels=4,
-        num_layers=3,
-        text_embed_dim=16,
-        time_embed_dim=16,
-        condition_dim=8,
-        pos_embed_max_size=16,
-        sample_size=16,
-        **WIDTH,
-    )
-    pipe = diffusers.CogView3PlusPipeline(None, None, None, model, diffusers.CogVideoXDDIMScheduler())
-    return Recipe(pipe, lambda p: both(p, 5, 16, mask=False) | SIZE, branches=("uncond", "cond"))
+    own = dict(patch_size=2, mlp_ratio=2.0, num_heads=2, depth=3, axes_dim=[8, 8])
+    pipe = pipeline(diffusers.PRXPipeline, small(diffusers.PRXTransformer2DModel, **own))
+    # its timesteps do not broadcast to more rows
+    return recipe(pipe, UNCOND_FIRST, mask=torch.bool, negative_prompt="", batch=1)
 
 
 def lumina():
-    model = seeded(
-        diffusers.LuminaNextDiT2DModel,
-        sample_size=16,
-        patch_size=2,
-        in_channels=4,
-        hidden_size=32,
-        num_layers=3,
-        num_attention_heads=2,
-        num_kv_heads=1,
-        multiple_of=16,
-        cross_attention_dim=16,
-    )
-    pipe = diffusers.LuminaPipeline(filled(model), flow(), None, None, None)
-    return Recipe(pipe, masked_call, branches=("cond", "uncond"))
-
-
-# ---------------------------------------------------------------- video
-
-
-def video(prompts, *shape, mask="", frames=5, **more):
-    """Call of a video pipeline: texts, masks under the names it takes, and a small size."""
-    call = both(prompts, *shape, mask=False) | dict(num_frames=frames, guidance_scale=3.0) | SIZE | more
-    masks = {f"{name}{mask}": ones(prompts, shape[0]) for name in ("", "negative_")} if mask else {}
-    return call | masks
-
-
-def cogvideox():
-    model = seeded(
-        diffusers.CogVideoXTransformer3DModel,
-        in_channels=4,
-        out_channels=4,
-        num_layers=3,
-        text_embed_dim=16,
-        time_embed_dim=8,
-        sample_width=12,
-        sample_height=8,
-        sample_frames=5,
-        max_text_seq_length=5,
-        use_rotary_positional_embeddings=True,
-        **WIDTH,
-    )
-    pipe = diffusers.CogVideoXPipeline(None, None, None, model, diffusers.CogVideoXDDIMScheduler())
-    return Recipe(pipe, lambda p: video(p, 5, 16), grid=(2, 4, 6), branches=("uncond", "cond"), output="fchw")
-
-
-def allegro():
-    model = seeded(
-        diffusers.AllegroTransformer3DModel,
-        in_channels=4,
-        out_channels=4,
-        num_layers=3,
-        cross_attention_dim=48,
-        sample_width=12,
-        sample_height=8,
-        sample_frames=2,
-        caption_channels=16,
-        attention_head_dim=24,
-        num_attention_heads=2,
-    )
-    pipe = diffusers.AllegroPipeline(None, None, None, model, diffusers.EulerAncestralDiscreteScheduler())
-    return Recipe(
-        pipe,
-        lambda p: video(p, 5, 16, mask="prompt_attention_mask", frames=8, negative_prompt=None),
-        grid=(2, 4, 6),
-        branches=("uncond", "cond"),
-    )
-
-
-def mochi():
-    model = seeded(
-        diffusers.MochiTransformer3DModel,
-        in_channels=4,
-        num_layers=3,
-        pooled_projection_dim=32,
-        text_embed_dim=16,
-        time_embed_dim=8,
-        **WIDTH,
-    )
-    pipe = diffusers.MochiPipeline(flow(), None, None, None, model)
-    return Recipe(
-        pipe,
-        lambda p: video(p, 5, 16, mask="prompt_attention_mask", frames=7),
-        grid=(2, 4, 6),
-        branches=("uncond", "cond"),
-    )
-
-
-def easyanimate():
-    model = seeded(
-        diffusers.EasyAnimateTransformer3DModel,
-        in_channels=4,
-        out_channels=4,
-        patch_size=2,
-        num_layers=3,
-        mmdit_layers=3,
-        time_embed_dim=8,
-        text_embed_dim=16,
-        **WIDTH,
-    )
-    pipe = diffusers.EasyAnimatePipeline(VAE, None, None, model, flow())
-    return Recipe(
-        pipe,
-        lambda p: video(p, 5, 16, mask="prompt_attention_mask"),
-        grid=(2, 4, 6),
-        branches=("uncond", "cond"),
-    )
-
-
-HUNYUAN = dict(
-    in_channels=4, out_channels=4, num_layers=2, num_refiner_layers=1, text_embed_dim=16, rope_axes_dim=(4, 6, 6)
-)
-
-
-def hunyuanvideo():
-    model = seeded(
-        diffusers.HunyuanVideoTransformer3DModel, num_single_layers=2, pooled_projection_dim=8, **HUNYUAN, **WIDTH
-    )
-    names = ("text_encoder", "tokenizer", "vae", "text_encoder_2", "tokenizer_2")
-    pipe = diffusers.HunyuanVideoPipeline(transformer=model, scheduler=flow(), **dict.fromkeys(names))
-
-    def call(prompts):
-        pooled = dict(pooled_prompt_embeds=states(prompts, 8), negative_pooled_prompt_embeds=states(no(prompts), 8))
-        return video(prompts, 5, 16, mask="prompt_attention_mask", true_cfg_scale=3.0) | pooled
-
-    return Recipe(pipe, call, grid=(2, 4, 6), branches=("cond", "uncond"))
-
-
-def hunyuanvideo15():
-    from diffusers.guiders import ClassifierFreeGuidance
-
-    options = HUNYUAN | dict(in_channels=9, text_embed_2_dim=8, image_embed_dim=8, patch_size=2)
-    model = seeded(diffusers.HunyuanVideo15Transformer3DModel, **options, **WIDTH)
-    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-    parts = dict(vae=VAE, guider=ClassifierFreeGuidance(guidance_scale=3.0), **dict.fromkeys(names))
-    pipe = diffusers.HunyuanVideo15Pipeline(transformer=model, scheduler=flow(), **parts)
-    pipe.vision_num_semantic_tokens = 3
-
-    def call(prompts):
-        texts = {}
-        for name, who in (("prompt", prompts), ("negative_prompt", no(prompts))):
-            for end, width in (("", 16), ("_2", 8)):
-                texts |= {
-                    f"{name}_embeds{end}": states(who, 5, width, offset=len(end)),
-                    f"{name}_embeds_mask{end}": ones(who, 5),
-                }
-        return texts | dict(num_frames=5) | SIZE
-
-    return Recipe(pipe, call, grid=(2, 4, 6), branches=("cond", "uncond"), text=13)  # of two encoders, and image
-
-
-def motif():
-    from diffusers.guiders import ClassifierFreeGuidance
-
-    model = seeded(
-        diffusers.MotifVideoTransformer3DModel,
-        in_channels=9,
-        out_channels=4,
-        num_layers=2,
-        num_single_layers=3,
-        num_decoder_layers=1,
-        text_embed_dim=16,
-        rope_axes_dim=(4, 6, 6),
-        **WIDTH,
-    )
-    guider = ClassifierFreeGuidance(guidance_scale=3.0)
-    pipe = diffusers.MotifVideoPipeline(flow(), wan_vae(), None, None, model, guider=guider)
-
-    def call(prompts):
-        return {k: v for k, v in video(prompts, 5, 16, mask="prompt_attention_mask").items() if k != "guidance_scale"}
-
-    return Recipe(pipe, call, grid=(2, 4, 6), branches=("cond", "uncond"))
+    model = small(diffusers.LuminaNextDiT2DModel, patch_size=2, num_kv_heads=1, multiple_of=16, cross_attention_dim=16)
+    return recipe(pipeline(diffusers.LuminaPipeline, model), COND_FIRST)
 
 
 def cosmos():
-    model = seeded(
-        diffusers.CosmosTransformer3DModel,
-        in_channels=4,
-        out_channels=4,
-        num_layers=3,
-        text_embed_dim=16,
-        adaln_lora_dim=4,
-        max_size=(4, 16, 16),
-        extra_pos_embed_type=None,
-        concat_padding_mask=False,
-        **WIDTH,
-    )
+    own = dict(adaln_lora_dim=4, max_size=(4, 16, 16), extra_pos_embed_type=None, concat_padding_mask=False)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
-    pipe = diffusers.Cosmos2TextToImagePipeline(None, None, model, None, scheduler, safety_checker=Stub())
+    model = small(diffusers.CosmosTransformer3DModel, **own)
+    pipe = pipeline(diffusers.Cosmos2TextToImagePipeline, model, scheduler, safety_checker=Stub())
     scheduler.register_to_config(final_sigmas_type="zero")  # else the last step changes nothing
-    return Recipe(pipe, lambda p: both(p, 5, 16, mask=False) | SIZE, branches=("cond", "uncond"))
+    return recipe(pipe, COND_FIRST)
 
 
-def sana_video():
-    model = seeded(
-        diffusers.SanaVideoTransformer3DModel,
-        in_channels=4,
-        out_channels=4,
-        num_layers=3,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=16,
-        cross_attention_dim=32,
-        caption_channels=16,
-        sample_size=8,
-        rope_max_seq_len=32,
-        **WIDTH,
-    )
-    pipe = diffusers.SanaVideoPipeline(None, None, None, model, flow())
-
-    def call(prompts):
-        call = video(prompts, 5, 16, mask="prompt_attention_mask", use_resolution_binning=False, negative_prompt=None)
-        return call | dict(frames=call.pop("num_frames"))
-
-    return Recipe(pipe, call, grid=(2, 4, 6), branches=("uncond", "cond"))
-
-
-def skyreels():
-    model = seeded(
-        diffusers.SkyReelsV2Transformer3DModel,
-        in_channels=4,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=3,
-        rope_max_seq_len=32,
-        **WIDTH,
-    )
-    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    pipe = diffusers.SkyReelsV2Pipeline(None, None, model, None, scheduler)
-    return Recipe(pipe, lambda p: video(p, 5, 16), grid=(2, 4, 6), branches=("cond", "uncond"))
-
-
-def anyflow():
-    model = seeded(
-        diffusers.AnyFlowTransformer3DModel,
-        in_channels=4,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=3,
-        rope_max_seq_len=32,
-        **WIDTH,
-    )
-    pipe = diffusers.AnyFlowPipeline(None, None, model, None, diffusers.FlowMapEulerDiscreteScheduler())
-    return Recipe(pipe, lambda p: video(p, 5, 16), grid=(2, 4, 6), branches=("uncond", "cond"), output="fchw")
-
-
-def kandinsky6_transformer(**options):
-    model = seeded(
-        diffusers.Kandinsky6Transformer3DModel,
-        in_visual_dim=4,
-        out_visual_dim=4,
-        in_text_dim=16,
-        in_text_dim2=8,
-        time_dim=16,
-        model_dim=32,
-        ff_dim=32,
-        num_text_blocks=1,
-        num_visual_blocks=3,
-        axes_dims=(4, 6, 6),
-        in_audio_dim=4,
-        out_audio_dim=4,
-        time_dim_a=16,
-        ff_dim_a=32,
-        **options,
-    )
-    return filled(model)
-
-
-def kandinsky6():
-    names = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-    pipe = diffusers.Kandinsky6TI2VAPipeline(
-        transformer=kandinsky6_transformer(), scheduler=flow(), **dict.fromkeys(names)
-    )
-
-    def call(prompts):
-        pooled = dict(pooled_prompt_embeds=states(prompts, 8), negative_pooled_prompt_embeds=states(no(prompts), 8))
-        return video(prompts, 5, 16, sample_audio=False) | pooled
-
-    return Recipe(pipe, call, grid=(2, 4, 6), branches=("cond", "uncond"), output="...c")
-
-
-def helios():
-    model = seeded(
-        diffusers.HeliosTransformer3DModel,
-        in_channels=4,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=3,
-        rope_dim=(4, 6, 6),
-        **WIDTH,
-    )
-    pipe = diffusers.HeliosPipeline(
-        None, None, wan_vae(), diffusers.HeliosScheduler(stages=1, stage_range=[0, 1]), model
-    )
-    return Recipe(
-        pipe,
-        lambda p: video(p, 5, 16, num_latent_frames_per_chunk=2, history_sizes=[4, 2, 1]),
-        grid=(2, 4, 6),
-        branches=("cond", "uncond"),
-    )
-
-
-RECIPES = (
-    flux3,
-    flux3_references,
-    flux3_distilled,
-    qwen21,
-    ernie,
-    nucleus,
-    joy,
-    joy_alone,
-    joy_plus,
-    kandinsky5,
-    kandinsky5_video,
-    prx,
-    cogview3,
-    lumina,
-    cogvideox,
-    allegro,
-    mochi,
-    easyanimate,
-    hunyuanvideo,
-    hunyuanvideo15,
-    motif,
-    cosmos,
-    sana_video,
-    skyreels,
-    anyflow,
-    kandinsky6,
-    helios,
-)
+RECIPES = (auraflow, hunyuandit, hunyuanimage, cogview4, cogview3, chroma, dit, hidream, bria, fibo, fibo2, krea2)
+RECIPES += (lumina2, fibo2_ragged, ideogram4, glm, longcat, ovis, flux3, flux3_references, flux3_distilled, qwen21)
+RECIPES += (ernie, nucleus, joy, joy_reference, joy_plus, kandinsky5, kandinsky5_video, prx, lumina, cosmos)

@@ -1,6 +1,4 @@
-"""Calls: what a call of a transformer tells: the branch of every row, step, timestep and grid; the one place that adds
-hooks and takes them away.
-"""
+"""Calls: what a transformer's call tells (rows' branches, step, grid); the one place that adds and removes hooks."""
 
 import inspect
 import itertools
@@ -37,9 +35,8 @@ def pick(what: str, chosen, n: int | None):
         picked = [index(i) for i in chosen] if hasattr(chosen, "__iter__") else [index(chosen)]
     except TypeError:
         raise TypeError(f"{what}s have to be an int, a slice or a list of ints; got {chosen!r}") from None
-    for i in picked:
-        if not -n <= i < n:
-            raise ValueError(f"{what} {i} does not exist; allowed: 0 to {n - 1}, or -1 to {-n} from the end")
+    if wrong := [i for i in picked if not -n <= i < n]:
+        raise ValueError(f"{what} {wrong[0]} does not exist; allowed: 0 to {n - 1}, or -1 to {-n} from the end")
     if not picked:
         raise ValueError(f"{what}s is an empty list; leave it out for all {n}")
     return [i % n for i in picked]
@@ -116,13 +113,11 @@ class CallTracker(ExitStack):
     def replace_step(self, scheduler, around):
         """Have a scheduler call `around(step, ...)` for its `step(...)`, in copies of the scheduler, too."""
         step = scheduler.step
-        own = (
-            step.__func__ if getattr(step, "__self__", None) is scheduler else lambda _, *args, **kw: step(*args, **kw)
-        )
+        bound = getattr(step, "__self__", None) is scheduler  # else somebody has put a function of their own there
 
-        @wraps(own)
+        @wraps(step)
         def stepping(self, *args, **kwargs):
-            return around(MethodType(own, self), *args, **kwargs)
+            return around(MethodType(step.__func__, self) if bound else step, *args, **kwargs)
 
         self.replace(scheduler, "step", MethodType(stepping, scheduler))
 
@@ -177,9 +172,10 @@ class CallTracker(ExitStack):
             self.name = None
             return plain(*args, **kwargs)
 
-        names_of = dict(prepare_inputs=prepare, prepare_inputs_from_block_state=prepare)
-        for method, around in (names_of | dict(prepare_models=begin, cleanup_models=end)).items():
-            self.replace(guider, method, partial(around, getattr(guider, method)))
+        around = dict(prepare_inputs=prepare, prepare_inputs_from_block_state=prepare)
+        around |= dict(prepare_models=begin, cleanup_models=end)
+        for method, wrapper in around.items():
+            self.replace(guider, method, partial(wrapper, getattr(guider, method)))
 
     def _on_step(self, step, *args, **kwargs):
         self.passes, self.ran = 0, self.ran + 1
@@ -261,9 +257,9 @@ class CallTracker(ExitStack):
             names = self.rows or (("cond",) if self.pipe is None else None)
         if not names or total % len(names):
             raise ValueError(
-                f"{total} rows of {type(transformer).__name__} have no known branches: no pipeline of diffusers that "
-                f"makes {names or 'them'} is running; say attach(..., rows=('uncond', 'cond')), a name for each part "
-                "of the batch, or call the transformer inside `with transformer.cache_context('cond'):`"
+                f"{total} rows of {type(transformer).__name__} have no known branches, and no pipeline of diffusers "
+                "that makes them is running; name the parts of a batch, attach(..., rows=('uncond', 'cond')), or a "
+                "call, `with transformer.cache_context('cond'):`"
             )
         return names
 
@@ -290,43 +286,43 @@ class CallTracker(ExitStack):
             )
         scheduler = getattr(self.running[-1] if self.running else self.pipe, "scheduler", None)
         schedule = getattr(scheduler, "timesteps", None)
-        if schedule is None:
-            return self._count(high, names)
-        begins = schedule is not self.schedule
+        begins = self._count(high, names) if schedule is None else self._find(schedule, family, high, eps, names)
         if begins:
-            self.schedule, self.places = schedule, torch.as_tensor(schedule).tolist()
+            self.first, self.seen = (self.step, names) if schedule is not None else (high, names), Counter()
+        self.evaluation = self.seen[self.step, names]
+        self.seen[self.step, names] += 1
+        return begins
+
+    def _find(self, schedule, family, timestep, eps, names) -> bool:
+        """The place of a call's timestep in its schedule; coming back to the first one begins a generation."""
+        anew = schedule is not self.schedule
+        if anew:
+            self.schedule, self.places, self.place, self.step = schedule, torch.as_tensor(schedule).tolist(), None, None
             top = max(self.places)
             self.times = [family.time(t, top) for t in self.places]
             self.order = {t: step for step, t in enumerate(dict.fromkeys(self.places))}
-            self.place = None
         tolerance = eps * max(map(abs, self.times))
-        near = {i: abs(t - high) for i, t in enumerate(self.times) if abs(t - high) <= tolerance}
+        near = {i: abs(t - timestep) for i, t in enumerate(self.times) if abs(t - timestep) <= tolerance}
         if not near:
             raise ValueError(
-                f"timestep {high:g} is not in the schedule of {type(scheduler).__name__}, which are, as the "
-                f"transformer is told them, {', '.join(f'{t:g}' for t in self.times)}; attach to the "
-                "transformer itself, which counts its calls"
+                f"timestep {timestep:g} is not in the schedule of the running pipeline, which are, as its transformer "
+                f"is told them, {', '.join(f'{t:g}' for t in self.times)}; attach to the transformer itself"
             )
-        after = None if begins else self.place + self.ran
+        after = None if anew else self.place + self.ran
         self.place, self.ran = after if after in near else min(near, key=near.get), 0
         self.timestep = self.places[self.place]
-        before, self.step = None if begins else self.step, self.order[self.timestep]
+        before, self.step = self.step, self.order[self.timestep]
         back = (self.step, names) == self.first and (self.step != before or self.places.count(self.timestep) == 1)
-        if begins or back:
-            self.first, self.seen = (self.step, names), Counter()
-        self.evaluation = self.seen[self.step, names]
-        self.seen[self.step, names] += 1
-        return begins or back
+        return anew or back
 
     def _count(self, timestep, names) -> bool:
         """A step without a schedule: a new timestep is the next; the first one's coming back begins a generation."""
         begins = self.first is None or (timestep, names) == self.first
         if begins:
-            self.first, self.seen, self.step, self.timestep = (timestep, names), Counter(), 0, timestep
+            self.step = 0
         elif timestep != self.timestep:
-            self.step, self.timestep = self.step + 1, timestep
-        self.place, self.evaluation = self.step, self.seen[self.step, names]
-        self.seen[self.step, names] += 1
+            self.step += 1
+        self.place, self.timestep = self.step, timestep
         return begins
 
     def _pick(self):
@@ -360,8 +356,7 @@ class CallTracker(ExitStack):
         for (where, step, dtype), total in zip(sites, numbers[len(numbers) - len(sites) :], strict=True):
             if not math.isfinite(total):
                 raise FloatingPointError(
-                    f"{where} returned values that are not finite at step {step}, in {dtype}; load with "
-                    "dtype='bfloat16'"
+                    f"{where} returned values that are not finite at step {step}, in {dtype}; take dtype='bfloat16'"
                 )
 
 
@@ -397,9 +392,10 @@ def refuse_caches(transformer) -> None:
     hooks = [getattr(module, "_diffusers_hook", None) for module in transformer.modules()]
     named = [pair for registry in hooks if registry for pair in registry.hooks.items()]
     caches = sorted({name for name, hook in named if {"cache", "broadcast"} & {*type(hook).__module__.split("_")}})
-    if caches or getattr(transformer, "is_cache_enabled", False):
+    enabled = getattr(transformer, "is_cache_enabled", False)
+    if caches or enabled:
         remedy = "call pipe.transformer.disable_cache()"
-        if not getattr(transformer, "is_cache_enabled", False):
+        if not enabled:
             remedy = f"remove each: pipe.transformer._diffusers_hook.remove_hook({caches[0]!r})"
         raise RuntimeError(
             f"a block cache is on ({', '.join(caches)}), so that skipped blocks would show stale tokens; {remedy}"
