@@ -157,7 +157,7 @@ def test_the_atlas_tells_rank_and_size_of_its_channel(results):
 
 
 def test_live_pictures_are_generated_again_by_their_code(klein, results):
-    scores = results[0].mean_abs.mean(("image", "step"))
+    scores = results[0].mean_abs.mean(("image", "branch", "step"))
     for box in (
         views.disruption(klein, scores, PROMPTS[0], k=4, **tiny.KLEIN),
         views.transport(klein, PROMPTS, k=2, layer=-1, **tiny.KLEIN),
@@ -174,7 +174,7 @@ def test_live_pictures_are_generated_again_by_their_code(klein, results):
 
 
 def test_disruption_at_no_dose_shows_the_image_twice(klein, results):
-    scores = results[0].mean_abs.mean(("image", "step"))
+    scores = results[0].mean_abs.mean(("image", "branch", "step"))
     box = views.disruption(klein, scores, PROMPTS[0], k=4, **tiny.KLEIN)
     assert controls(box)["k"].value == 4 and controls(box)["set"].value == "top"
     check_every_control_changes_the_pictures(box)
@@ -187,7 +187,7 @@ def test_disruption_offers_the_steps_that_the_pipeline_runs(klein, results):
     call = {name: value for name, value in tiny.KLEIN.items() if name != "num_inference_steps"} | {
         "sigmas": [1.0, 0.6, 0.3]
     }
-    box = views.disruption(klein, results[0].mean_abs.mean(("image", "step")), PROMPTS[0], **call)
+    box = views.disruption(klein, results[0].mean_abs.mean(("image", "branch", "step")), PROMPTS[0], **call)
     assert [value for _, value in controls(box)["steps"].options] == [0, 1, 2]
 
 
