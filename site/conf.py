@@ -32,6 +32,7 @@ html_theme = "sphinx_book_theme"
 html_title = "massact"
 html_static_path = ["static"]
 html_css_files = ["massact.css"]
+html_js_files = ["massact.js"]
 html_math_renderer = "drawn"
 html_theme_options = {
     "show_toc_level": 2,

@@ -54,12 +54,13 @@ def test_a_notebooks_page_stands_by_itself(view, site, stem):
     page = opened(view, site, f"notebooks/{stem}.html")
     screenshot(page, f"site-{stem}-{page.scheme}")
     assert [url for url in page.fetched if not url.startswith(("file:", "data:"))] == [] and page.errors == []
-    wide = "[...document.querySelectorAll('pre')].filter(it => it.scrollWidth > it.clientWidth + 1).length"
+    wide = "[...document.querySelectorAll('.cell_input pre')].filter(it => it.scrollWidth > it.clientWidth + 1).length"
     assert page.evaluate(wide) == 0, "a line of code runs out of the page"
     shown = page.locator("img").evaluate_all("all => all.filter(it => it.complete && !it.naturalWidth).length")
     assert shown == 0, "a picture is missing"
     folded = page.locator("details.hide").all()
     assert folded and not any(part.evaluate("it => it.open") for part in folded), "set-up is to be folded away"
+    assert page.locator("div.cell:not(:has(> .cell_output)):has(> details.hide) + div.cell > details.hide").count() == 0
     for part in (".prev-next-area a", ".theme-switch-button", ".search-button", "a[href*='mybinder.org']"):
         assert page.locator(part).count(), f"no {part}"
     assert page.locator("a[href*='colab.research.google.com']").count()
