@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from massact_utils import places
-from massact_utils.results import claims
+from massact_utils.results import claims, files
 
 sys.path.insert(0, str(Path(__file__).with_name("evidence")))
 from digest import digest
@@ -46,8 +46,8 @@ def rows(root: Path = ROOT) -> list[dict]:
     """The claims of all evidence, by id, the embedded models first; each with `stale`, whether its code has changed."""
     found = []
     for file in sorted(root.glob("docs/evidence/*/provenance.json")):
-        stale = {stem[:2]: _stale(root, stem, entry) for stem, entry in claims.read(file).items()}
-        of = claims.read(file.with_name("claims.json"))
+        stale = {stem[:2]: _stale(root, stem, entry) for stem, entry in files.read_json(file).items()}
+        of = files.read_json(file.with_name("claims.json"))
         found += [row | {"stale": stale[row["notebook"]]} for row in of if row["notebook"] in stale]
     return sorted(found, key=lambda row: (row["id"], _place(row["model"])))
 

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from massact_utils.results import claims, files
+from massact_utils.results import files
 from massact_utils.show import plots
 
 SHOWN = 4  # the first prompts, and the first pairs
@@ -32,7 +32,7 @@ def results_of(runs, name) -> Path:
 
 def disrupted(folder) -> dict:
     """Images of the first prompts by edit of the top channels."""
-    k = claims.read(folder / "parameters.json")["k"]
+    k = files.read_json(folder / "parameters.json")["k"]
     arms = {"untouched": dict(beside="untouched"), f"top {k} channels\nzeroed": dict(set="top", k=k, edit="zero")}
     arms |= {"their level\nreplaced": dict(set="top", k=k, edit="average level")}
     arms |= {"their pattern\nremoved": dict(set="top", k=k, edit="flat")}
@@ -44,7 +44,7 @@ def disrupted(folder) -> dict:
 
 def transported(folder) -> dict:
     """Images of the first pairs: source, target, and the target with one part of the source's channels."""
-    k = claims.read(folder / "parameters.json")["k"]
+    k = files.read_json(folder / "parameters.json")["k"]
     table = files.read(folder / "reported.parquet").set_index(["name", "pair"]).png
     rows = {"source": "source", "target": "target"}
     rows |= {f"target with the level of\nthe source's top {k}": "no mask, level"}
@@ -55,7 +55,7 @@ def transported(folder) -> dict:
 def carried(runs):
     """Notebook 04's first figure: three pairs, and what comes along with the top channels and with as many others."""
     folder = results_of(runs, "04_transport")
-    k = claims.read(folder / "parameters.json")["k"]
+    k = files.read_json(folder / "parameters.json")["k"]
     table = files.read(folder / "reported.parquet").set_index(["name", "pair"]).png
     columns = {"source": "source", "target": "target", f"target with the\nsource's top {k}": "no mask, both"}
     columns |= {"their level\nalone": "no mask, level", "their pattern\nalone": "no mask, pattern"}

@@ -122,13 +122,3 @@ def test_a_run_is_compared_with_the_evidence(published):
     assert lines[-1] == "The evidence is that of docs/evidence/big, at the size that decides."
     alone = claims.compare_with_evidence(rows[:1], "other").splitlines()
     assert alone[0].split() == ["claim", "this", "run"] and alone[-1].startswith("No evidence on other is published")
-
-
-@pytest.mark.parametrize("content", [b"", b"\0" * 40, b'{"a": '])
-def test_a_damaged_file_is_named_with_the_remedy(tmp_path, content):
-    (path := tmp_path / "claims.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"claims.json is empty or damaged .*; restore it, .* or remove its folder"):
-        claims.read(path, [])
-    assert claims.read(tmp_path / "none.json", []) == []
-    with pytest.raises(FileNotFoundError):
-        claims.read(tmp_path / "none.json")

@@ -20,8 +20,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import massact_utils as mu
 import tiny
-from massact_utils.results import claims, sweep
 from massact_utils.results import files as results_files
+from massact_utils.results import sweep
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "docs" / "evidence")]
@@ -111,7 +111,7 @@ def files(folder):
 
 
 def entry(here):
-    return claims.read(here / "docs" / "evidence" / "toy" / "provenance.json")["02_stand_in"]
+    return results_files.read_json(here / "docs" / "evidence" / "toy" / "provenance.json")["02_stand_in"]
 
 
 def changed(here, old, new):
@@ -132,7 +132,7 @@ def test_a_second_time_does_nothing_and_says_so(here, monkeypatch, capfd):
     short = pd.read_parquet(folder / "02_stand_in" / "maps.parquet").set_index(["image", "layer"])
     expected = [np.random.default_rng(i).normal(size=(3, 5)).mean(1) for i in range(16)]
     np.testing.assert_allclose(short.maps.unstack(), expected, rtol=1e-5)
-    (row,) = claims.read(folder / "claims.json")
+    (row,) = results_files.read_json(folder / "claims.json")
     assert (row["id"], row["n"], row["verdict"], row["model"]) == ("02.above", 16, "holds", "toy")
     made = entry(here)
     assert (made["parameters"]["n_prompts"], made["n"]) == (16, [16])
@@ -307,13 +307,13 @@ def test_a_column_for_a_tiny_flux_pipeline(tmp_path):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (folder,) = tmp_path.glob("docs/evidence/tiny-flux*")
-    made = claims.read(folder / "provenance.json")
+    made = results_files.read_json(folder / "provenance.json")
     assert list(made) == list(sizes) and str(tmp_path) not in json.dumps(made)
     for entry in made.values():
         assert entry["model"]["class"] == "FluxPipeline" and entry["model"]["weights"] and entry["tables"]
     arms = pd.read_parquet(folder / "02_disruption" / "arms.parquet")
     assert arms.groupby("image").seed.nunique().ge(2).all(), "two seeds of every prompt"
-    rows = [row for row in claims.read(folder / "claims.json") if row["id"] == "02.top-above-outside"]
+    rows = [row for row in results_files.read_json(folder / "claims.json") if row["id"] == "02.top-above-outside"]
     assert [(row["model"], row["n"]) for row in rows] == [(folder.name, 4)]
 
 
@@ -333,7 +333,7 @@ def test_sizes_that_are_none_are_named_before_anything_starts(tmp_path, monkeypa
 
 def test_the_sizes_decide_and_the_bundled_prompts_are_enough(monkeypatch):
     monkeypatch.chdir(ROOT)
-    jobs = make.planned("toy", claims.read(MAKE.with_name("sizes.json")), Path("runs"))
+    jobs = make.planned("toy", results_files.read_json(MAKE.with_name("sizes.json")), Path("runs"))
     asked = {job.stem: job.given for job in jobs}
     claiming = {path.stem for path in ROOT.glob("notebooks/*.ipynb") if "run.claim(" in path.read_text()}
     assert claiming == set(asked), "a notebook with claims has its size in docs/evidence/sizes.json"

@@ -95,10 +95,10 @@ def kept(job: Job, to: Path) -> bool:
     where they are too large together, and named in the provenance, which comes last: a notebook without it has no
     evidence, whatever else lies there.
     """
-    made, ran = claims.read(job.folder / "provenance.json"), claims.read(job.folder / "parameters.json")
+    made, ran = files.read_json(job.folder / "provenance.json"), files.read_json(job.folder / "parameters.json")
     if digest(job.notebook, ran) != job.digest:
         raise ValueError(f"{job.stem} was changed while it ran, or ran with other parameters than {job.given}: {ran}")
-    place, known = to / job.stem, claims.read(to / "provenance.json", {})
+    place, known = to / job.stem, files.read_json(to / "provenance.json", {})
     place.mkdir(parents=True, exist_ok=True)
     if known.pop(job.stem, None):
         files.write(to / "provenance.json", known)
@@ -119,8 +119,8 @@ def kept(job: Job, to: Path) -> bool:
         if sum(sizes.values()) > min(EACH, MOST - others):
             left_out[file.name] = sizes.pop(file)
             file.unlink()
-    rows = [row for row in claims.read(job.folder / "claims.json", []) if row["notebook"] == job.stem[:2]]
-    old = [row for row in claims.read(to / "claims.json", []) if row["notebook"] != job.stem[:2]]
+    rows = [row for row in files.read_json(job.folder / "claims.json", []) if row["notebook"] == job.stem[:2]]
+    old = [row for row in files.read_json(to / "claims.json", []) if row["notebook"] != job.stem[:2]]
     files.write(to / "claims.json", sorted(old + rows, key=lambda row: row["id"]))
     entry = {"digest": job.digest, "parameters": ran, "n": sorted({row["n"] for row in rows if row["n"]})}
     entry |= {name: made[name] for name in FROM if name in made}
@@ -131,7 +131,7 @@ def kept(job: Job, to: Path) -> bool:
 
 def checked(job: Job, to: Path) -> bool:
     """Compute a drawn share of a notebook's batches again; whether they agree, and the evidence has today's digest."""
-    start, entry = time.monotonic(), claims.read(to / "provenance.json", {}).get(job.stem)
+    start, entry = time.monotonic(), files.read_json(to / "provenance.json", {}).get(job.stem)
     if entry is None:
         print(f"{job.stem}: no evidence in {to}", flush=True)
         return False
@@ -143,7 +143,7 @@ def checked(job: Job, to: Path) -> bool:
     if not wrong:
         stamp = {"digest": job.digest, "parameters": now, "checked": f"{done} of {of} batches"}
         with LOCK:
-            known = claims.read(to / "provenance.json")
+            known = files.read_json(to / "provenance.json")
             files.write(to / "provenance.json", known | {job.stem: known[job.stem] | stamp})
     return not wrong
 
@@ -162,12 +162,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--to", type=Path, default=Path("docs/evidence"), help="another folder than docs/evidence")
     args, flags = parser.parse_known_args(argv)  # the rest is for the sweep
     name = claims.directory(provenance.public({"model": args.model})["model"])
-    to, jobs = args.to / name, planned(args.model, claims.read(args.sizes), Path("runs/evidence", name))
+    to, jobs = args.to / name, planned(args.model, files.read_json(args.sizes), Path("runs/evidence", name))
     if args.check:
         with ThreadPoolExecutor(2) as threads:
             good = threads.map(lambda job: checked(job, to), jobs)
     else:
-        known = claims.read(to / "provenance.json", {})
+        known = files.read_json(to / "provenance.json", {})
         jobs = [job for job in jobs if known.get(job.stem, {}).get("digest") != job.digest]
         print(f"Evidence on {name} to make: {', '.join(job.stem for job in jobs) or 'none'}", flush=True)
         good = [executed(job, flags) and kept(job, to) for job in jobs]

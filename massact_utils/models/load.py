@@ -286,9 +286,9 @@ def spread_seeds(seeds, n: int) -> list[int]:
 
 
 def quietly(pipe, seeds, **call):
-    """A pipeline's own output, each row's noise from its seed on the CPU; no progress bar unless the user set one."""
+    """A pipeline's own output, each row's noise from its seed on the CPU."""
     generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
-    with progress.reported(pipe, len(generators)):
+    with progress.steps(pipe, len(generators)):
         return pipe(generator=generators, **call)
 
 

@@ -1,42 +1,26 @@
-"""Progress: who hears of every denoising step while a pipeline draws."""
+"""Progress: whether somebody looks on, and a pipeline's own bar of denoising steps while it draws."""
 
+import os
+import sys
 from contextlib import contextmanager
 
-listener = None  # called with (step, steps, images) after each denoising step; a bar sets it, as that of mu.Run
+
+def watched() -> bool:
+    """Whether somebody looks on: at a terminal or in Jupyter, not while a notebook is executed to be kept."""
+    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
 
 
 @contextmanager
-def reported(pipe, images: int):
-    """While a pipeline draws, its own progress bar is silent, unless the user set one, and the listener hears of it."""
-    if hasattr(pipe, "_progress_bar_config") or "progress_bar" in vars(pipe):
+def steps(pipe, images: int):
+    """While a pipeline draws, its bar says how many images and goes with the last step; silent where nobody looks on.
+
+    What the user set by `pipe.set_progress_bar_config` stays.
+    """
+    if getattr(pipe, "_progress_bar_config", None) or not hasattr(type(pipe), "progress_bar"):
         yield
         return
-    pipe.progress_bar = lambda iterable=None, total=None: _Steps(iterable, total, images)
+    pipe.set_progress_bar_config(desc=f"drawing {images} images", leave=False, disable=not watched())
     try:
         yield
     finally:
-        del pipe.progress_bar
-
-
-class _Steps:
-    """What a pipeline's loop takes for its progress bar."""
-
-    def __init__(self, iterable, total, images):
-        self.iterable, self.images, self.step = iterable, images, 0
-        self.steps = len(iterable) if total is None else total
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-    def __iter__(self):
-        for x in self.iterable:
-            yield x
-            self.update()
-
-    def update(self, n=1):
-        self.step += n
-        if listener:
-            listener(self.step, self.steps, self.images)
+        del pipe._progress_bar_config

@@ -5,13 +5,12 @@ of an installed package, holds the same rows as found at the size that decides.
 """
 
 import html
-import json
 import math
 import re
-from pathlib import Path
 
 from .. import places
 from ..measures import evidence as intervals
+from . import files
 
 PAPER = "2605.13974"
 STATED = {"owner": "ours", "sentence": "", "measure": "", "threshold": None, "side": "above", "note": ""}
@@ -50,24 +49,11 @@ def row(id: str, model: str, old: dict | None = None, found=None, *, n=None, **w
     return {name: made[name] for name in FIELDS}
 
 
-def read(path: Path, default=None):
-    """What a JSON file holds, or the default where there is none. Raises ValueError for an empty or damaged one."""
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        if default is None:
-            raise
-        return default
-    except ValueError as error:
-        remedy = "restore it, as with `git checkout`, or remove its folder and compute again"
-        raise ValueError(f"{path} is empty or damaged ({error}); {remedy}") from error
-
-
 def evidence(model: str = "toy") -> dict:
     """The published rows on a model by id; none where it has no evidence."""
     folder = places.evidence(directory(model))
-    there = {stem[:2] for stem in read(folder / "provenance.json", {})}
-    return {row["id"]: row for row in read(folder / "claims.json", []) if row["notebook"] in there}
+    notebooks = {stem[:2] for stem in files.read_json(folder / "provenance.json", {})}
+    return {row["id"]: row for row in files.read_json(folder / "claims.json", []) if row["notebook"] in notebooks}
 
 
 def directory(model: str) -> str:

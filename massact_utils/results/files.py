@@ -50,23 +50,24 @@ def checked(path: Path) -> bool:
         raise OSError(error.errno, f"{error.strerror}: {path}, of {owner(path)}, cannot be read now") from error
 
 
-def read_json(path: Path, kind: type = dict):
-    """What a JSON file of a folder of results holds; an empty `kind` where there is none.
+def read_json(path: Path, default=None):
+    """What a JSON file holds, or the default where there is no file.
 
-    Raises ValueError for a file that is empty or damaged, or that holds another kind.
+    Raises FileNotFoundError where there is no default either, ValueError for a file that is empty or damaged, or that
+    holds another kind than the default.
     """
-    if not path.exists():
-        return kind()
+    remedy = "restore it from a copy or by `git checkout`, or remove its folder and compute again"
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        if default is None:
+            raise
+        return default
     except ValueError as error:
-        raise ValueError(f"{path} is empty or damaged ({error}); {_REMEDY}") from None
-    if not isinstance(found, kind):
-        raise ValueError(f"{path} holds a {type(found).__name__}, not a {kind.__name__}; {_REMEDY}")
+        raise ValueError(f"{path} is empty or damaged ({error}); {remedy}") from None
+    if default is not None and not isinstance(found, type(default)):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not a {type(default).__name__}; {remedy}")
     return found
-
-
-_REMEDY = "put a copy in its place, or remove the folder and compute again"
 
 
 def join(results: list):

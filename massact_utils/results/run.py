@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pandas as pd
 import xarray as xr
-from accelerate.utils.memory import find_executable_batch_size, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from tqdm.auto import tqdm
 
 from .. import places
+from ..models.progress import watched
 from . import claims, files, provenance
-from .progress import Bar
 
 UMASK = "let all users of it set umask 002 and be in its group, or name another out_dir"
 
@@ -103,7 +104,6 @@ class Run:
         self.parts = self.folder / "parts"  # where the batches lie
         self.model = public.get("model", "")
         self.most = None  # prompts at once that fitted into memory, once they did not
-        self.added = set()
         self.provenance = provenance.of(parameters, pipe)
         self.parts.mkdir(exist_ok=True)
         with self._locked():
@@ -167,20 +167,19 @@ class Run:
             whose = f"{self.folder} belongs to {files.owner(self.folder)} and lacks {len(batches) - len(done)} batches"
             raise PermissionError(f"{whose}; {UMASK}")
         total, before = sum(map(len, batches)), sum(len(batch) for batch in batches if batch.index in done)
-        with Bar(batches[0].name if batches else "", total, before) as bar:
+        name = batches[0].name if batches else ""
+        with tqdm(desc=name, total=total, initial=before, unit="prompt", disable=not watched()) as bar:
             for wait in (False, True):
                 for batch in [batch for batch in batches if batch.index not in done]:
                     if wait:
-                        bar.say("waiting for another process")
+                        bar.set_postfix_str("waiting for another process")
                     with files.locked(self._lock(batch), wait) as mine:
                         if not mine:
                             continue
-                        bar.begin(len(batch))
                         if not self._done(batch, aside=True):
-                            self.added.discard(batch.stem)
                             yield batch
                         done.add(batch.index)
-                        bar.end(batch.stem in self.added)
+                        bar.update(len(batch))
 
     def add(self, batch: Batch, result) -> None:
         """Put a batch's result on disk, a DataFrame (Parquet) or a Dataset with dim "image" (NetCDF), and so be done.
@@ -203,7 +202,6 @@ class Run:
             if self._json("provenance.json").get("run") != self.provenance["run"]:
                 raise RuntimeError(f"{self.folder} was removed and begun anew while this ran; start this one again")
             files.write(self.parts / f"{batch.stem}{suffix}", result, checksum=True)
-        self.added.add(batch.stem)
         self._lock(batch).unlink(missing_ok=True)  # who has it open finds the part on disk
 
     def results(self, name: str = "part"):
@@ -282,7 +280,7 @@ class Run:
         return self.parts / f".{batch.stem}.lock"
 
     def _json(self, name: str, kind: type = dict):
-        return files.read_json(self.folder / name, kind)
+        return files.read_json(self.folder / name, kind())
 
     def _write(self, name: str, thing: dict) -> None:
         """Write a JSON file where it changes."""
@@ -300,23 +298,16 @@ class Run:
     def _fitting(self, function, batch: Batch):
         """function(batch); after out of memory, the results of its halves, quarters, … joined."""
 
-        def attempt(size):
-            return files.join([function(piece) for piece in batch.split(size)])
-
-        def half():
-            self.most = (self.most or len(batch)) // 2 or None  # None: not even one fits
-            if self.most:
-                warnings.warn(f"out of memory; going on with {self.most} prompts at once", stacklevel=6)
-            return self.most or 0
-
-        if self.most is None:  # accelerate collects garbage before every call, which costs a second
+        while True:
+            size = self.most or len(batch)
             try:
-                return attempt(len(batch))
+                return files.join([function(piece) for piece in batch.split(size)])
             except RuntimeError as error:
-                if not should_reduce_batch_size(error):
+                if size == 1 or not should_reduce_batch_size(error):
                     raise
-            half()
-        return find_executable_batch_size(attempt, starting_batch_size=self.most or 0, reduce_batch_size_fn=half)()
+            clear_device_cache(garbage_collection=True)  # once the error holds no tensors any more
+            self.most = size // 2
+            warnings.warn(f"out of memory; going on with {self.most} prompts at once", stacklevel=4)
 
     def _part(self, batch: Batch) -> Path | None:
         """A batch's part, if it is on disk and is what was written."""

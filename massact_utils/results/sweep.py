@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from queue import SimpleQueue
 from . import parameters
 from .progress import progress
 
-EVERY = 30  # seconds between two tables
 CHILD = "from massact_utils.results.sweep import child; child()"
 
 
@@ -48,13 +46,6 @@ class Job:
     def page(self) -> Path:
         """The page it leaves."""
         return self.folder / f"{self.notebook.stem}.html"
-
-    @property
-    def state(self) -> str:
-        """Done, failed, running or waiting."""
-        if self.problem is not None:
-            return "failed" if self.problem else "done"
-        return "running" if any(self.folder.glob("*.unfinished.ipynb")) else "waiting"
 
 
 def execute(notebook, folder, given: dict, out, cwd=".", environment=None) -> str:
@@ -155,13 +146,6 @@ def plan(parser, args) -> list[Job]:
     return jobs
 
 
-def table(jobs: list[Job]) -> str:
-    """How far every job has come, for printing."""
-    rows = [(job.name, job.state, "{} of {} prompts so far".format(*progress(job.folder))) for job in jobs]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
 def local(workers: int):
     """A function that submits `execute` to one of several local processes, each with its share of GPUs or cores."""
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -198,12 +182,11 @@ def remote(address: str, workers: int | None):
 
 
 def watch(jobs: list[Job], futures: dict, out: Path) -> None:
-    """Wait for all, saying how far they are: one bar of all prompts, a table now and then, a line where one ends."""
+    """Wait for all, saying how far they are: one bar of all prompts, and a line where one ends."""
     from tqdm import tqdm
 
-    shown = time.monotonic()
-    form = "{n:.0f} of about {total:.0f} prompts |{bar:20}| {elapsed}, {remaining} left{postfix}"
-    with tqdm(total=1, leave=False, bar_format=form, mininterval=1 if sys.stderr.isatty() else EVERY) as bar:
+    form = "{n:.0f} of about {total:.0f} prompts |{bar:20}| {elapsed}, {remaining} left"
+    with tqdm(total=1, leave=False, bar_format=form, mininterval=1 if sys.stderr.isatty() else 30) as bar:
         while futures:
             for future in wait(futures, timeout=1).done | {f for f in futures if f.done()}:
                 job = futures.pop(future)
@@ -217,12 +200,7 @@ def watch(jobs: list[Job], futures: dict, out: Path) -> None:
             begun = [of for _, of in known if of]
             bar.total = sum(begun) * len(jobs) / max(len(begun), 1) or 1
             bar.n = sum(n for n, _ in known)
-            states = [job.state for job in jobs]
-            bar.set_postfix_str(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)), refresh=False)
             bar.update(0)
-            if futures and len(jobs) > 1 and time.monotonic() - shown > EVERY:
-                bar.write(table(jobs), file=sys.stdout)
-                shown = time.monotonic()
 
 
 def main(argv: list[str] | None = None) -> int:

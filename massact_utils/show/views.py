@@ -208,9 +208,11 @@ def saved(folder) -> View:
                 names, pictures[tuple(values.values())] = tuple(values), Image.open(file)
         if not pictures:
             raise FileNotFoundError(f"no view in {path}: neither images.nc nor pictures named as in 'k=4.webp'")
-        captions = {value(first): text for first, text in files.read_json(path / "captions.json").items()}
+        captions = {value(first): text for first, text in files.read_json(path / "captions.json", {}).items()}
         view = gallery(pictures, names, beside, captions)
-    start = view.start | {"set": "top", "edit": "zero", "dose": 1} | files.read_json(Path(folder, "parameters.json"))
+    start = (
+        view.start | {"set": "top", "edit": "zero", "dose": 1} | files.read_json(Path(folder, "parameters.json"), {})
+    )
     return replace(view, start=start, code=f"mu.views.saved({os.path.relpath(folder)!r})")
 
 
