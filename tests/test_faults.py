@@ -222,6 +222,7 @@ for batch in run.pending(mu.prompts.read("toyworld", 12), 2):
 print(dict(run.results().sizes))"""
 
 
+@pytest.mark.slow
 def test_the_toy_model_in_a_notebook_whose_kernel_and_papermill_are_killed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -296,6 +297,7 @@ def test_two_sweeps_on_one_folder(tmp_path, monkeypatch):
     check_numbers(tmp_path / "runs/numbers", faults=0)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_loses_a_worker_and_then_its_scheduler(tmp_path):
     """A Dask scheduler and three workers on loopback, and the command line as a user has it."""
     pytest.importorskip("distributed")

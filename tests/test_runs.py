@@ -51,12 +51,6 @@ def test_every_prompt_once_and_in_order(tmp_path):
     ]  # no locks, nothing unfinished
 
 
-def test_a_second_run_finds_nothing_pending(tmp_path):
-    fill(mu.Run(tmp_path, {"k": 4}))
-    again = mu.Run(tmp_path, {"k": 4})
-    assert fill(again) == [] and len(again.results()) == 10
-
-
 def test_a_run_goes_on_where_it_stopped(tmp_path):
     run = mu.Run(tmp_path, {"k": 4})
     with pytest.raises(ZeroDivisionError):
@@ -205,17 +199,6 @@ def test_what_cannot_be_a_part_is_refused(tmp_path):
         run.add(batch, xr.Dataset({"a": ("layer", [1, 2])}))
     with pytest.raises(TypeError, match=r"a DataFrame or a Dataset, not list"):
         run.add(batch, [1, 2])
-
-
-@pytest.mark.parametrize("kept", [0.3, 0.99])
-def test_a_dataset_cut_short_is_redone(tmp_path, kept):
-    run = mu.Run(tmp_path, {})
-    for batch in run.pending(PROMPTS, 4):
-        run.add(batch, dataset(batch))
-    part = run.parts / "part-00002.nc"
-    part.write_bytes(part.read_bytes()[: int(part.stat().st_size * kept)])
-    with pytest.warns(UserWarning, match=r"part-00002.nc is not what was written"):
-        assert [batch.index for batch in run.pending(PROMPTS, 4)] == [2]
 
 
 def test_without_a_common_disk_every_process_takes_its_share_and_the_copied_parts_are_one(tmp_path, monkeypatch):
