@@ -58,7 +58,7 @@ def test_the_pipeline_is_as_it_was(klein):
     mu.cost(klein, 1, **tiny.KLEIN)
     assert "step" not in vars(klein.scheduler) and not klein.transformer._forward_pre_hooks
     assert mu.generate(klein, WORDS[0], **tiny.KLEIN)[0].tobytes() == before.tobytes()
-    with pytest.raises(TypeError, match="cannot be called with heigth"):
+    with pytest.raises(TypeError, match="'heigth'"):
         mu.cost(klein, 1, **tiny.KLEIN, heigth=16)
     assert "step" not in vars(klein.scheduler) and not klein.transformer._forward_pre_hooks
 
@@ -79,10 +79,10 @@ def test_weights_are_the_parameters_bytes(klein):
     "there, offload, words",
     [
         (1.1, None, None),
-        (0.9, None, r"the model has .* the GPU .*; load with offload='model' \(.*\) or 'group'"),
+        (0.9, None, "of weights are more than the GPU's .*; load with offload='model' or 'group'"),
         (0.9, "model", None),
         (0.1, None, "load with offload='group'"),
-        (0.1, "model", "the transformer alone has .*; load with offload='group'"),
+        (0.1, "model", "load with offload='group'"),
         (0.1, "group", None),
     ],
 )

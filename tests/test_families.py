@@ -292,7 +292,9 @@ def test_omnigen_shows_the_tail_of_its_rows(branches):
 
 def test_generate_takes_class_labels_where_a_pipeline_has_no_prompts():
     pipe = dit().pipe
-    images = mu.generate(pipe, [3, 7], seeds=[1, 2], num_inference_steps=2)
+    with mu.attach(pipe, Watch(), layers=0, branch="both") as watch:
+        images = mu.generate(pipe, [3, 7], seeds=[1, 2], num_inference_steps=2)
     assert [image.size for image in images] == [(64, 64)] * 2
+    assert [(s.step, s.branch) for s in watch.sites] == [(s, b) for s in range(2) for b in ("cond", "uncond")]
     with pytest.raises(TypeError, match="'a cat' is not a class label"):
         mu.generate(pipe, "a cat")

@@ -120,7 +120,5 @@ def test_a_damaged_model_is_named(tmp_path):
     folder = shutil.copytree(mu.places.data("toy", "klein"), tmp_path / "klein")
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:100_000])
-    with pytest.raises(
-        RuntimeError, match=r"transformer/diffusion_pytorch_model.safetensors of the model .* is damaged"
-    ):
+    with pytest.raises(OSError, match=r"klein/transformer/diffusion_pytorch_model\.safetensors"):
         mu.load(str(folder))

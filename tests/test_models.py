@@ -57,16 +57,17 @@ def test_names_and_folders_that_are_no_model(tmp_path):
         mu.load("tpy")
     with pytest.raises(ValueError, match=r"no known name, no folder"):
         mu.load("./no/such/folder")
-    with pytest.raises(FileNotFoundError, match=r"without model_index.json"):
+    with pytest.raises(OSError, match=r"model_index\.json"):
         mu.load(tmp_path)
-    (tmp_path / "modular_model_index.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"a modular one is loaded with diffusers.ModularPipeline"):
-        mu.load(tmp_path)
-    (tmp_path / "model_index.json").write_text("{}")
-    (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "weights.bin").touch()
-    with pytest.raises(FileNotFoundError, match=r"no .*safetensors"):
-        mu.load(tmp_path)
+
+
+def test_weights_that_are_no_safetensors_are_not_read(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    for file in (tmp_path / "model").glob("*/*.safetensors"):
+        torch.save(load_file(file), file.with_suffix(".bin"))
+        file.unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        mu.load(tmp_path / "model", device="cpu")
 
 
 def test_dtype_follows_the_class_that_is_loaded(folder, klein, monkeypatch, capsys):
@@ -93,7 +94,7 @@ def test_dtype_follows_the_class_that_is_loaded(folder, klein, monkeypatch, caps
 
 def test_a_variant_of_the_files(klein, tmp_path):
     klein.save_pretrained(tmp_path / "half", variant="fp16")
-    with pytest.raises(FileNotFoundError, match=r"no weights of variant None; there are: \['fp16'\]"):
+    with pytest.raises(OSError, match="safetensors"):
         mu.load(tmp_path / "half")
     assert type(mu.load(tmp_path / "half", variant="fp16", device="cpu")) is type(klein)
 
@@ -116,7 +117,7 @@ def test_defaults_of_known_models_are_arguments_of_a_call(klein):
     for name, (where, call) in load.KNOWN.items():
         assert {"num_inference_steps", "height", "width"} <= set(call), name
         assert "guidance_scale" in call or "true_cfg_scale" in call, name
-        assert load._resolve(name, None) == where
+        assert load._resolve(name) == where
 
 
 def test_noise_of_a_row_depends_on_its_seed_alone(klein):
@@ -159,11 +160,11 @@ def test_the_progress_bar_is_silent_unless_asked_for(klein, capfd):
         ("", {}, ValueError, "prompt 0 is empty"),
         (["a", None], {}, TypeError, "prompt None is not text"),
         (["a", "b"], {"seeds": [1]}, ValueError, "1 seeds for 2 prompts"),
-        ("a", {"seeds": [1.7]}, TypeError, "seed 1.7 is not an integer"),
+        ("a", {"seeds": [1.7]}, TypeError, "float"),
         ("a", {"seeds": 1.0}, TypeError, "seeds = 1.0"),
-        ("a", {"guidance": 3}, TypeError, "cannot be called with guidance here; allowed: .*guidance_scale"),
-        ("a", {"generator": None}, TypeError, "chosen by seeds"),
-        ("a", {"num_images_per_prompt": 2}, TypeError, "by repeating it"),
+        ("a", {"guidance": 3}, TypeError, "'guidance'"),
+        ("a", {"generator": None}, TypeError, "'generator'"),
+        ("a", {"num_images_per_prompt": 2}, ValueError, "list of generators of length 1"),
         ("star " * 20, {}, ValueError, r"has \d+ tokens, over max_sequence_length = 64"),
     ],
 )

@@ -7,39 +7,14 @@ import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
-from operator import index
 from types import MethodType
 
 import torch
 
-from .families import family_of, layout_of, transformers_of
+from .families import family_of, layout_of, pick, transformers_of
 
 _generations = itertools.count()
 _ABSENT = object()
-
-
-def pick(what: str, chosen, n: int | None):
-    """Indices below n (a range or a list) that an int, a slice or a list of ints names; n None is without an end.
-
-    Raises ValueError naming what does not exist, TypeError for anything else.
-
-    >>> pick("layer", [0, -1], 5)
-    [0, 4]
-    """
-    if chosen is None or isinstance(chosen, slice):
-        picked = range(n)[chosen or slice(None)]
-        if not picked:
-            raise ValueError(f"{what}s {chosen} name none of the {n} there are")
-        return picked
-    try:
-        picked = [index(i) for i in chosen] if hasattr(chosen, "__iter__") else [index(chosen)]
-    except TypeError:
-        raise TypeError(f"{what}s have to be an int, a slice or a list of ints; got {chosen!r}") from None
-    if wrong := [i for i in picked if not -n <= i < n]:
-        raise ValueError(f"{what} {wrong[0]} does not exist; allowed: 0 to {n - 1}, or -1 to {-n} from the end")
-    if not picked:
-        raise ValueError(f"{what}s is an empty list; leave it out for all {n}")
-    return [i % n for i in picked]
 
 
 def bind(transformer, args, kwargs) -> dict:
@@ -82,9 +57,9 @@ class CallTracker(ExitStack):
                 refuse_caches(transformer)
                 self.add(transformer.register_forward_pre_hook(partial(self._on_call, bound), with_kwargs=True))
                 if hasattr(transformer, "cache_context"):
-                    self.replace(transformer, "cache_context", self._named(transformer.cache_context))
-            self.replace(DiffusionPipeline, "progress_bar", self._on_loop(DiffusionPipeline.progress_bar))
-            self.replace(ModularPipeline, "__call__", self._on_run(ModularPipeline.__call__))
+                    self.wrap(transformer, "cache_context", self._on_context)
+            self.wrap(DiffusionPipeline, "progress_bar", self._on_loop)
+            self.wrap(ModularPipeline, "__call__", self._on_run)
             for kind in (DiffusionPipeline, ModularPipeline):  # asks for its device before it does a thing
                 asked = kind._execution_device.fget
                 self.replace(kind, "_execution_device", property(partial(self._on_pipeline, asked)))
@@ -109,6 +84,16 @@ class CallTracker(ExitStack):
         before = vars(owner).get(name, _ABSENT)
         self.callback(delattr, owner, name) if before is _ABSENT else self.callback(setattr, owner, name, before)
         setattr(owner, name, value)
+
+    def wrap(self, owner, name: str, around):
+        """Have calls of an owner's function go through `around(function, ...)` until the exit."""
+        plain = getattr(owner, name)
+
+        @wraps(plain)
+        def wrapped(*args, **kwargs):
+            return around(plain, *args, **kwargs)
+
+        self.replace(owner, name, wrapped)
 
     def replace_step(self, scheduler, around):
         """Have a scheduler call `around(step, ...)` for its `step(...)`, in copies of the scheduler, too."""
@@ -137,17 +122,9 @@ class CallTracker(ExitStack):
     def _watch(self, pipe):
         """Follow a pipeline's batch, its guiders and its scheduler."""
         self.images[id(pipe)] = None
-        prepare, scheduler = getattr(pipe, "prepare_latents", None), getattr(pipe, "scheduler", None)
-        if callable(prepare):
-
-            @wraps(prepare)
-            def prepared(*args, **kwargs):
-                out = prepare(*args, **kwargs)
-                latents = out[0] if isinstance(out, tuple) else out
-                self.images[id(pipe)] = None if latents is None else len(latents)
-                return out
-
-            self.replace(pipe, "prepare_latents", prepared)
+        scheduler = getattr(pipe, "scheduler", None)
+        if callable(getattr(pipe, "prepare_latents", None)):
+            self.wrap(pipe, "prepare_latents", partial(self._on_latents, id(pipe)))
         for guider in getattr(pipe, "components", {}).values():
             if hasattr(guider, "_identifier_key"):
                 self._watch_guider(guider)
@@ -172,30 +149,36 @@ class CallTracker(ExitStack):
             self.name = None
             return plain(*args, **kwargs)
 
-        around = dict(prepare_inputs=prepare, prepare_inputs_from_block_state=prepare)
-        around |= dict(prepare_models=begin, cleanup_models=end)
-        for method, wrapper in around.items():
-            self.replace(guider, method, partial(wrapper, getattr(guider, method)))
+        for method in ("prepare_inputs", "prepare_inputs_from_block_state"):
+            self.wrap(guider, method, prepare)
+        self.wrap(guider, "prepare_models", begin)
+        self.wrap(guider, "cleanup_models", end)
+
+    def _on_latents(self, key, plain, *args, **kwargs):
+        out = plain(*args, **kwargs)
+        latents = out[0] if isinstance(out, tuple) else out
+        self.images[key] = None if latents is None else len(latents)
+        return out
 
     def _on_step(self, step, *args, **kwargs):
         self.passes, self.ran = 0, self.ran + 1
         return step(*args, **kwargs)
 
-    def _named(self, plain):
-        @contextmanager
-        def named(name, *args, **kwargs):
-            before, self.name = self.name, name
-            try:
-                with plain(name, *args, **kwargs):
-                    yield
-            finally:
-                self.name = before
-
-        return named
+    @contextmanager
+    def _on_context(self, plain, name, *args, **kwargs):
+        before, self.name = self.name, name
+        try:
+            with plain(name, *args, **kwargs):
+                yield
+        finally:
+            self.name = before
 
     @contextmanager
     def _run(self, pipe):
-        """While a pipeline that owns a transformer denoises."""
+        """While a pipeline denoises."""
+        if not self._owns(pipe):
+            yield
+            return
         self.running.append(pipe)
         self.passes = 0
         try:
@@ -203,21 +186,12 @@ class CallTracker(ExitStack):
         finally:
             self.running.pop()
 
-    def _on_run(self, plain):
-        @wraps(plain)
-        def run(pipe, *args, **kwargs):
-            with self._run(pipe) if self._owns(pipe) else ExitStack():
-                return plain(pipe, *args, **kwargs)
+    def _on_run(self, plain, pipe, *args, **kwargs):
+        with self._run(pipe):
+            return plain(pipe, *args, **kwargs)
 
-        return run
-
-    def _on_loop(self, plain):
-        @wraps(plain)
-        def loop(pipe, *args, **kwargs):
-            bar = plain(pipe, *args, **kwargs)
-            return _Loop(bar, self._run(pipe)) if self._owns(pipe) else bar
-
-        return loop
+    def _on_loop(self, plain, pipe, *args, **kwargs):
+        return _Loop(plain(pipe, *args, **kwargs), self._run(pipe))
 
     # ------------------------------------------------------------ what a call tells
 

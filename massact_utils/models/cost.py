@@ -5,8 +5,8 @@ from math import prod
 
 import torch
 
-from .calls import CallTracker, pick
-from .families import blocks
+from .calls import CallTracker
+from .families import blocks, pick
 from .load import format_bytes, generate, weight_bytes
 
 

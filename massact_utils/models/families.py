@@ -7,6 +7,7 @@ execution order, and where the image tokens stand in what a block returns.
 import math
 from collections.abc import Callable
 from functools import reduce
+from operator import index
 from typing import NamedTuple
 
 import torch
@@ -248,6 +249,30 @@ def blocks(pipe) -> list[Block]:
     Raises TypeError for a pipeline without a transformer and for a transformer class that is not known.
     """
     return [block for block, _, _ in block_modules(transformers_of(pipe)[0][0])]
+
+
+def pick(what: str, chosen, n: int | None):
+    """Indices below n (a range or a list) that an int, a slice or a list of ints names; n None is without an end.
+
+    Raises ValueError naming what does not exist, TypeError for anything else.
+
+    >>> pick("layer", [0, -1], 5)
+    [0, 4]
+    """
+    if chosen is None or isinstance(chosen, slice):
+        picked = range(n)[chosen or slice(None)]
+        if not picked:
+            raise ValueError(f"{what}s {chosen} name none of the {n} there are")
+        return picked
+    try:
+        picked = [index(i) for i in chosen] if hasattr(chosen, "__iter__") else [index(chosen)]
+    except TypeError:
+        raise TypeError(f"{what}s have to be an int, a slice or a list of ints; got {chosen!r}") from None
+    if wrong := [i for i in picked if not -n <= i < n]:
+        raise ValueError(f"{what} {wrong[0]} does not exist; allowed: 0 to {n - 1}, or -1 to {-n} from the end")
+    if not picked:
+        raise ValueError(f"{what}s is an empty list; leave it out for all {n}")
+    return [i % n for i in picked]
 
 
 def stream_of(blocks: BlockList, output, stream: str = "image") -> torch.Tensor | None:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .calls import CallTracker, pick
+from .calls import CallTracker
+from .families import pick
 
 
 @torch.no_grad()

@@ -14,9 +14,10 @@ from functools import partial
 import torch
 from torch.utils._pytree import tree_leaves
 
-from ..models.calls import CallTracker, pick
+from ..models.calls import CallTracker
 from ..models.families import (
     block_modules,
+    pick,
     put_tokens,
     stream_of,
     take_tokens,
