@@ -1,4 +1,4 @@
-"""Every supported Diffusion Transformer as one list of blocks: the only module that knows model families.
+"""Every supported Diffusion Transformer as one list of blocks: with `layouts`, all that knows model families.
 
 A family is a row of FAMILIES: how the grid of image tokens is read from the transformer's call, its lists of blocks in
 execution order, and where the image tokens stand in what a block returns.
