@@ -276,7 +276,10 @@ def train_klein(embedded: Embedded, steps: int, warm: bool = False, seed: int = 
     if warm:
         (vae, tokenizer, text_encoder, transformer), before, history = published_klein(embedded)
     else:
-        vae, before = AutoencoderKLFlux2.from_pretrained(embedded.state / "vae").to(DEVICE).eval(), 0
+        folder = embedded.state / "vae"
+        if not folder.exists():  # the committed one, where the state was lost
+            folder = embedded.published / "klein" / "vae"
+        vae, before = AutoencoderKLFlux2.from_pretrained(folder, torch_dtype=torch.float32).to(DEVICE).eval(), 0
         tokenizer = saved_tokenizer(embedded)
         text_encoder, transformer = new_klein(tokenizer)
     modules = {"text_encoder": text_encoder, "transformer": transformer}
@@ -375,10 +378,11 @@ def train_klein(embedded: Embedded, steps: int, warm: bool = False, seed: int = 
 
 def saved_tokenizer(embedded: Embedded) -> Qwen2Tokenizer:
     """The training's own tokenizer, made at its beginning."""
-    folder = embedded.state / "tokenizer"
-    if not folder.exists():
-        new_tokenizer(embedded).save_pretrained(folder)
-    return Qwen2Tokenizer.from_pretrained(folder)
+    for folder in (embedded.state / "tokenizer", embedded.published / "klein" / "tokenizer"):
+        if folder.exists():
+            return Qwen2Tokenizer.from_pretrained(folder)
+    new_tokenizer(embedded).save_pretrained(embedded.state / "tokenizer")
+    return Qwen2Tokenizer.from_pretrained(embedded.state / "tokenizer")
 
 
 def save_klein(to, vae, text_encoder, transformer, tokenizer) -> None:
