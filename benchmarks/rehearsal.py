@@ -27,8 +27,10 @@ import torch
 
 import massact_utils as mu
 from massact_utils.models.load import format_bytes, weight_bytes
+from training.loop import has_bfloat16
 
 HERE = Path(__file__).parent
+DTYPE = "bfloat16" if has_bfloat16() else "float32"  # a CPU that emulates bfloat16 takes several times as long
 NOTEBOOKS = sorted((HERE.parent / "notebooks").glob("0[1-4]*.ipynb"))
 SMALLEST = {  # what decides how many images there are
     "01_statistics": dict(n_prompts=4, n_seeds=2, at_once=4),
@@ -92,9 +94,7 @@ def planned(notebook: Path) -> int:
 
 def given(notebook: Path, call: dict, folder: Path) -> list[str]:
     """The smallest parameters of a notebook, as words of the sweep's command; `folder` lies beside the segmenter."""
-    values = (
-        dict(model=folder, load=json.dumps(dict(dtype="bfloat16")), call=json.dumps(call)) | SMALLEST[notebook.stem]
-    )
+    values = dict(model=folder, load=json.dumps(dict(dtype=DTYPE)), call=json.dumps(call)) | SMALLEST[notebook.stem]
     values |= dict(reference=folder.parent / "segmenter") if notebook.stem.startswith("03") else {}
     return [word for name, value in values.items() for word in ("-p", name, str(value))]
 
@@ -109,7 +109,7 @@ def rehearse(name: str, depth: int | None, tokens: int, steps: int, out: Path, w
         print(f"{name} does not fit {format_bytes(room())} in full depth: true width and {depth} + {depth} blocks")
     folder = out / name
     standins.build(name, depth).save_pretrained(folder)
-    pipe = mu.load(folder, dtype="bfloat16")
+    pipe = mu.load(folder, dtype=DTYPE)
     layers, parameters = len(mu.blocks(pipe)), sum(p.numel() for p in pipe.transformer.parameters())
     seconds, images = plain(pipe, call)
     standins.segmenter(images, out / "segmenter")
@@ -135,7 +135,8 @@ def rehearse(name: str, depth: int | None, tokens: int, steps: int, out: Path, w
                 "plain seconds an image": round(seconds, 3),
                 "peak bytes": most,
                 "disk bytes": kept,
-                "hardware": page.hardware("cuda" if torch.cuda.is_available() else "cpu"),
+                "hardware": page.hardware("cuda" if torch.cuda.is_available() else "cpu")
+                + ", float32" * (DTYPE == "float32"),
                 "torch": torch.__version__,
             }
         )
@@ -169,7 +170,7 @@ def publish(new: pd.DataFrame) -> None:
     table = table.drop_duplicates(key, keep="last").sort_values(["model", "tokens", "notebook"])
     table.to_csv(file, index=False)
     note = "; ".join([*dict.fromkeys(table.hardware), *dict.fromkeys("torch " + table.torch)])
-    page.write("rehearsal", f"{note}; bfloat16. No GPU so far.", page.markdown(shown(table)))
+    page.write("rehearsal", f"{note}; bfloat16 where nothing else is said. No GPU so far.", page.markdown(shown(table)))
 
 
 if __name__ == "__main__":
