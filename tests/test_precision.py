@@ -54,7 +54,10 @@ def told(pipe, call):
     return dict(table=table, top=top, record=record, images=images, moved=edit.changed())
 
 
-@pytest.fixture(scope="module", params=[toy, tiny_klein, rehearsal], ids=["toy", "tiny", "rehearsal"])
+KINDS = [toy, tiny_klein, pytest.param(rehearsal, marks=pytest.mark.slow)]  # a stand-in of true width takes minutes
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=["toy", "tiny", "rehearsal"])
 def runs(request):
     torch.set_num_threads(1)
     runs = {dtype: told(*request.param(dtype)) for dtype in (torch.float32, *HALVES)}
