@@ -98,7 +98,7 @@ def test_a_box_shows_three_claims_of_a_notebook_or_those_it_is_asked_for(publish
     asked = claims.box(["03.e", "02.none"], "toy").data
     assert asked.count("- *") == 1 and "A hurts more than B." in asked and "There is no evidence" not in asked
     assert claims.box("02", "big").data.endswith(
-        "There is no evidence on big. The numbers are the evidence on toy. [Every claim](../docs/ledger.md)."
+        "There is no evidence on big. The numbers are the evidence on toy. [Every claim](https://github.com/massact/massact/blob/main/docs/ledger.md)."
     )
     assert claims.box("05").data == "Nothing has been measured yet."
 

@@ -253,8 +253,8 @@ def test_killed_while_it_keeps_there_is_no_evidence_and_then_there_is(here, monk
         killed.setattr(
             results_files,
             "write",
-            lambda path, thing: (
-                1 / 0 if path.parts[-1:] == ("claims.json",) and "docs" in path.parts else write(path, thing)
+            lambda path, thing, **options: (
+                1 / 0 if path.parts[-1:] == ("claims.json",) and "docs" in path.parts else write(path, thing, **options)
             ),
         )
         with pytest.raises(ZeroDivisionError):

@@ -104,12 +104,12 @@ def test_published_tables_have_the_columns_of_the_guide(stem):
 
 
 def test_the_view_of_03_shows_the_masks_of_its_own_images():
-    """A record of other images would fit these subjects no better than chance, about 0.1."""
+    """One in ten of all layers, steps and sets fits its subject by half; with other images' record by a third."""
     page = (ROOT / "notebooks/03_spatial_clustering.ipynb").read_text()
     fits = [float(fit) for fit in re.findall(r"the hotter of two clusters: IoU (\d\.\d+)", page)]
     if not fits:
         pytest.skip("the committed notebook was executed before it had this view; run `make notebooks`")
-    assert np.quantile(fits, 0.75) > 0.4
+    assert np.quantile(fits, 0.9) > 0.5
 
 
 def test_tables_that_the_package_makes_have_the_columns_of_the_guide(tmp_path):

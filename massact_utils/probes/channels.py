@@ -181,8 +181,8 @@ def select_channels(scores: xr.DataArray, k: int = 12, *, which: str = "top", se
     without a channel dim, nan scores, and k below 1 or above the number of channels that can be chosen.
 
     >>> scores = xr.DataArray([[0.1, 9.0, 0.2, 5.0]], dims=("layer", "channel"))
-    >>> select_channels(scores, k=2).values.tolist(), sorted(select_channels(scores, 2, which="outside").values[0])
-    ([[1, 3]], [0, 2])
+    >>> select_channels(scores, k=2).values.tolist()
+    [[1, 3]]
     """
     if which not in ("top", "bottom", "outside"):
         raise ValueError(f"which {which!r} is unknown; allowed: top, bottom, outside")

@@ -12,6 +12,7 @@ from .. import places
 from ..measures import evidence as intervals
 from . import files
 
+LEDGER = "https://github.com/massact/massact/blob/main/docs/ledger.md"  # also where there is no checkout
 PAPER = "2605.13974"
 STATED = {"owner": "ours", "sentence": "", "measure": "", "threshold": None, "side": "above", "note": ""}
 FOUND = ["value", "low", "high", "n"]
@@ -94,7 +95,7 @@ def box(which: str | list[str], model: str = "toy"):
     for row in (rows[id] for id in which if id in rows):
         asked = f"{row['measure']}; claimed: {row['side']} {number(row['threshold'])}"
         lines.append(f"- *{escape(row['sentence'])}* {finding(row)}. (Measured: {escape(asked)}.)")
-    source = f"The numbers are the evidence on {escape(name)}. [Every claim](../docs/ledger.md)."
+    source = f"The numbers are the evidence on {escape(name)}. [Every claim]({LEDGER})."
     source = source if name == model else f"There is no evidence on {escape(model)}. {source}"
     return Markdown("\n".join([*lines, "", source] if lines else ["Nothing has been measured yet."]))
 
