@@ -54,7 +54,11 @@ def told(pipe, call):
     return dict(table=table, top=top, record=record, images=images, moved=edit.changed())
 
 
-KINDS = [toy, tiny_klein, pytest.param(rehearsal, marks=pytest.mark.slow)]  # a stand-in of true width takes minutes
+KINDS = [
+    toy,
+    tiny_klein,
+    pytest.param(rehearsal, marks=[pytest.mark.slow, pytest.mark.rehearsal]),
+]  # a stand-in of true width takes minutes
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=["toy", "tiny", "rehearsal"])

@@ -12,9 +12,10 @@ import massact_utils as mu
 
 ROOT = Path(__file__).parents[1]
 MODELS = ["flux.1-dev", "flux.1-schnell", "flux.2-klein-4b", "qwen-image", "sana-1.5-1.6b", "sd3.5-medium"]
+LONG = [pytest.mark.slow, pytest.mark.rehearsal]
 SMALL = [  # two streams at width 3072, 7 minutes of one core; a doubled batch and linear attention
-    pytest.param("flux.2-klein-4b", 2, 64, marks=pytest.mark.slow),
-    pytest.param("sana-1.5-1.6b", 2, 64, marks=pytest.mark.slow),
+    pytest.param("flux.2-klein-4b", 2, 64, marks=LONG),
+    pytest.param("sana-1.5-1.6b", 2, 64, marks=LONG),
 ]
 
 
