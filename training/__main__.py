@@ -3,7 +3,7 @@
     python -m training vae --world emoji --steps 5000            # the autoencoder
     python -m training renders --world emoji --steps 65536       # training scenes, drawn once
     torchrun --nproc-per-node 2 -m training klein --world emoji --steps 60000
-    torchrun --nproc-per-node 2 -m training klein --world toy --steps 2400 --warm    # from the published weights
+    torchrun --nproc-per-node 2 -m training klein --world emoji --steps 60000 --warm  # from the published weights
     python -m training clip --world emoji --steps 3600           # evaluator: what a picture shows, word by word
     python -m training segmenter --world emoji --steps 3000      # evaluator: subject, companion and shadow
     python -m training evaluate --world emoji                    # what they achieve, for the card

@@ -270,7 +270,7 @@ def published_klein(embedded: Embedded):
 
 def train_klein(embedded: Embedded, steps: int, warm: bool = False, seed: int = 0) -> None:
     """The text encoder and the transformer together. Another seed than 0 leaves its record of channels alone. A warm
-    start goes on from the published ones on the full grid alone, and adds to their records.
+    start goes on at the step of the published ones, and adds to their records.
     """
     history = {"losses": [], "emergence": [], "samples": 0, "recent": []}
     if warm:
@@ -286,17 +286,13 @@ def train_klein(embedded: Embedded, steps: int, warm: bool = False, seed: int = 
     weights = [p for module in modules.values() for p in module.parameters()]
     ema = EMAModel(weights, decay=0.999, foreach=True)
     name = f"klein-{seed}" if seed else "klein"
-    loop = Loop(embedded.state, name, steps, 5e-4 if warm else 1e-3, modules, warmup=300, seed=before + seed, ema=ema)
+    rate = 5e-4 if before > COARSE else 1e-3
+    loop = Loop(embedded.state, name, steps, rate, modules, warmup=300, seed=seed, first=before, ema=ema)
     history = loop.extra.setdefault("history", history)
-    moments = np.unique(np.geomspace(1, before + steps, 46).astype(int))[:: -6 if seed else 1].tolist()
-    scenes = {} if warm else {k: cached_latents(embedded, vae, tokenizer, k, N_COARSE) for k in ("coarse", "simple")}
+    moments = np.unique(np.geomspace(1, steps, 46).astype(int))[:: -6 if seed else 1].tolist()
+    scenes, companions = {}, {}
     empty = tokenised(embedded, tokenizer, [""])
     forward = torch.compile(velocity, dynamic=False)
-
-    def full():
-        if "full" not in scenes:
-            scenes["full"] = cached_latents(embedded, vae, tokenizer, "full", N_FULL)
-        return scenes["full"]
 
     def followed():
         """16 scenes on the full grid, on which channels are followed."""
@@ -310,26 +306,24 @@ def train_klein(embedded: Embedded, steps: int, warm: bool = False, seed: int = 
 
     def picked(kind, n):
         """n scenes; those with a companion, the hardest part, three times as often."""
-        latents, ids, attention = scenes[kind]
-        if kind not in companions:
+        if kind not in scenes:
+            scenes[kind] = cached_latents(embedded, vae, tokenizer, kind, N_FULL if kind == "full" else N_COARSE)
             companions[kind] = 1 + 2.0 * torch.from_numpy(renders.load(embedded, kind)[1].companion.ne("").values)
+        latents, ids, attention = scenes[kind]
         weights = companions[kind][RANK::WORLD_SIZE][: len(latents)]
         rows = torch.multinomial(weights, n, replacement=True)
         return latents[rows], ids[rows], attention[rows]
-
-    companions = {}
 
     def batch_of(step):
         """Latents, ids and attention of one step on this process."""
         n = (32 if step < COARSE else 24) // WORLD_SIZE
         if step >= COARSE:
-            full()
             return picked("full", n)
         alone = n * 3 // 4 if step < SIMPLE else 0
         return map(torch.cat, zip(picked("simple", alone), picked("coarse", n - alone), strict=True))
 
     def loss_of():
-        step = before + loop.step
+        step = loop.step
         if step in moments and RANK == 0:
             history["emergence"].append(channel_magnitudes(text_encoder, transformer, fixed).assign(step=step))
         x, ids, attention = batch_of(step)
@@ -355,7 +349,7 @@ def train_klein(embedded: Embedded, steps: int, warm: bool = False, seed: int = 
 
     def publish():
         """The averaged weights and the records of training, in the state's folder `published`."""
-        to, step = embedded.state / "published", before + loop.step
+        to, step = embedded.state / "published", loop.step
         to.mkdir(parents=True, exist_ok=True)
         rows = [*history["emergence"], channel_magnitudes(text_encoder, transformer, fixed).assign(step=step)]
         kinds = {"layer": "int8", "channel": "int16", "mean_abs": "float32", "step": "int32"}

@@ -57,15 +57,15 @@ def as_pixels(images: np.ndarray) -> torch.Tensor:
 class Loop:
     """A training of a planned number of steps that goes on where it stopped; a checkpoint every 3 minutes.
 
-    The learning rate rises over `warmup` steps, is constant, and falls over the last fifth of the planned steps. What a
-    step draws comes from its number, so that a restart leaves no kink. `folder` holds the checkpoint: the modules, what
-    else has a state (`kept`), and the dict `extra`.
+    Without a checkpoint it begins at step `first`. The learning rate rises over `warmup` steps, is constant, and falls
+    over the last fifth of the planned steps. What a step draws comes from its number, so that a restart leaves no kink.
+    `folder` holds the checkpoint: the modules, what else has a state (`kept`), and the dict `extra`.
     """
 
     def __init__(
-        self, folder: Path, name: str, steps: int, lr: float, modules: dict, warmup: int = 200, seed: int = 0, **kept
+        self, folder: Path, name: str, steps: int, lr: float, modules: dict, warmup=200, seed=0, first=0, **kept
     ):
-        self.name, self.steps, self.seed, self.step, self.extra = name, steps, seed, 0, {}
+        self.name, self.steps, self.seed, self.step, self.extra = name, steps, seed, first, {}
         self.state = modules | kept
         self.path = folder / f"{name}.pt"
         self.parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
@@ -79,7 +79,7 @@ class Loop:
                 optimiser.load_state_dict(state_dict)
             if RANK == 0:
                 print(f"{name}: goes on at step {self.step} of {steps}", flush=True)
-        self.rate = lambda: min(1, (self.step + 1) / warmup, (1 - self.step / steps) / 0.2) + 1e-3
+        self.rate = lambda: min(1, (self.step - first + 1) / warmup, (1 - self.step / steps) / 0.2) + 1e-3
 
     @staticmethod
     def adamw(parameters, lr: float):
