@@ -1,6 +1,7 @@
 """Calls: every row has its branch and every call its own timestep, or there is an error before a probe sees it."""
 
 import copy
+import re
 import warnings
 
 import diffusers
@@ -57,13 +58,17 @@ PERTURBED = {
     "sd3": lambda: pag(tiny.sd3, diffusers.StableDiffusion3PAGPipeline, "blocks.1"),
     "pixart": lambda: pag(tiny.pixart, diffusers.PixArtSigmaPAGPipeline, "blocks.1"),
     "sana": lambda: pag(tiny.sana, diffusers.SanaPAGPipeline, "transformer_blocks.1"),
+    "hunyuandit": lambda: pag(tiny_more.hunyuandit, diffusers.HunyuanDiTPAGPipeline, "blocks.1"),
 }
 
 
-@pytest.mark.parametrize("make", PERTURBED.values(), ids=PERTURBED)
-@pytest.mark.parametrize("guidance, branches", [(4.0, ["uncond", "cond", "extra"]), (1.0, ["cond", "extra"])])
-def test_perturbed_attention_guidance_has_a_branch_of_its_own(make, guidance, branches):
-    recipe = make()
+GUIDED = [(name, 4.0, ["uncond", "cond", "extra"]) for name in PERTURBED]
+ALONE = [(name, 1.0, ["cond", "extra"]) for name in PERTURBED if name != "hunyuandit"]  # which needs guidance
+
+
+@pytest.mark.parametrize("name, guidance, branches", GUIDED + ALONE)
+def test_perturbed_attention_guidance_has_a_branch_of_its_own(name, guidance, branches):
+    recipe = PERTURBED[name]()
     with mu.attach(recipe.pipe, Watch(), layers=-1, branch="both", steps=0) as watch:
         tiny.run(recipe, guidance_scale=guidance, pag_scale=3.0)
         tiny.run(recipe, guidance_scale=guidance, pag_scale=3.0, prompts=(7, 1))
@@ -143,7 +148,7 @@ def test_ones_own_loop_says_which_rows_are_which():
     assert len({s.generation for s in watch.sites}) == 2
     with mu.attach(pipe, Watch(), rows=("cond", "uncond", "extra")), pytest.raises(ValueError, match="4 rows"):
         loop(pipe.transformer, call, pipe.scheduler.timesteps)
-    with pytest.raises(ValueError, match=r"\['left'\] are no branches"), mu.attach(pipe, Watch(), rows=("left",)):
+    with pytest.raises(ValueError, match=r"rows \('left',\) are no branches"), mu.attach(pipe, Watch(), rows=("left",)):
         pass
 
 
@@ -194,6 +199,22 @@ def test_guidance_that_ends_early_leaves_the_conditional_rows():
     watch = watched(recipe, cfg_truncation=0.3)
     assert watch.told("step", "branch")[:2] == [(0, "cond"), (0, "uncond")]
     assert watch.told("step", "branch")[-1] == (2, "cond") and {s.rows for s in watch.sites} == {range(2)}
+
+
+def test_a_pipeline_that_announces_no_loop_needs_rows():
+    """AnyFlow's of chunks of frames: refused with the remedy, and with it every chunk is a generation."""
+    model, scheduler = tiny_video.anyflow_far().model, diffusers.FlowMapEulerDiscreteScheduler()
+    pipe = tiny.pipeline(diffusers.AnyFlowFARPipeline, model, scheduler)
+    made = tiny.recipe(pipe, grid=(1, 4, 6), num_frames=5, guidance_scale=3.0)
+    call = dict(chunk_partition=[1, 1])
+    with pytest.raises(ValueError, match=r"4 rows of AnyFlowFAR.* announced its loop.*rows=\('uncond', 'cond'\)"):
+        watched(made, **call)
+    plain = tiny.run(made, **call)
+    with mu.attach(pipe, Watch(), layers=0, branch="both", rows=("uncond", "cond")) as watch:
+        assert torch.equal(tiny.run(made, **call), plain)
+    wanted = [(chunk, step, branch) for chunk in range(2) for step in range(3) for branch in ("uncond", "cond")]
+    first = watch.sites[0].generation
+    assert [(s.generation - first, s.step, s.branch) for s in watch.sites] == wanted
 
 
 class Mine(diffusers.ChromaPipeline):
@@ -308,44 +329,55 @@ def test_what_the_user_put_around_the_schedulers_step_stays():
 # ---------------------------------------------------------------- caches
 
 
-def first_block(pipe):
-    diffusers.hooks.apply_first_block_cache(pipe.transformer, diffusers.FirstBlockCacheConfig(threshold=0.2))
+at_500 = dict(spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500)
+CACHES = {
+    "FasterCache": at_500,
+    "FirstBlockCache": dict(threshold=0.2),
+    "MagCache": dict(mag_ratios=[1.0] * 3, num_inference_steps=3),
+    "PyramidAttentionBroadcast": at_500,
+    "SeaCache": {},
+    "TaylorSeerCache": dict(cache_interval=2),
+    "TextKVCache": {},
+}
+SNAKE = {"TextKVCache": "text_kv_cache", "TaylorSeerCache": "taylorseer_cache"}
+NO_CACHE = {"LayerSkip", "SmoothedEnergyGuidance"}
 
 
-def pyramid(pipe):
-    pipe.transformer.enable_cache(
-        diffusers.PyramidAttentionBroadcastConfig(
-            spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
-        )
-    )
+def test_every_cache_of_diffusers_is_tried():
+    configs = {name.removesuffix("Config") for name in vars(diffusers.hooks) if name.endswith("Config")}
+    assert configs - NO_CACHE == set(CACHES)
 
 
-def faster(pipe):
-    pipe.transformer.enable_cache(
-        diffusers.FasterCacheConfig(spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500)
-    )
-
-
-def taylor(pipe):
-    pipe.transformer.enable_cache(diffusers.TaylorSeerCacheConfig(cache_interval=2))
-
-
-CACHES = {"first block": (first_block, r"remove_hook\('fbc"), "pyramid": (pyramid, "disable_cache")}
-CACHES |= {"faster": (faster, "disable_cache"), "taylor": (taylor, "disable_cache")}
-
-
-@pytest.mark.parametrize("cache, remedy", CACHES.values(), ids=CACHES)
-def test_a_block_cache_is_refused_before_and_inside_attach(cache, remedy):
-    recipe = tiny.flux()
+@pytest.mark.parametrize("way, remedy", [("enabled", "disable_cache"), ("applied", "remove_hook")])
+@pytest.mark.parametrize("name", CACHES)
+def test_a_block_cache_is_refused_before_and_inside_attach(name, way, remedy):
+    recipe, config = tiny.flux(), getattr(diffusers.hooks, f"{name}Config")(**CACHES[name])
+    transformer = recipe.pipe.transformer
     with mu.attach(recipe.pipe, Watch()) as watch:
         tiny.run(recipe)
         seen = len(watch.sites)
-        cache(recipe.pipe)
+        if way == "enabled":
+            transformer.enable_cache(config)
+        else:
+            snake = SNAKE.get(name, re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower())
+            getattr(diffusers.hooks, f"apply_{snake}")(transformer, config)
         with pytest.raises(RuntimeError, match=f"a block cache is on.*{remedy}"):
             tiny.run(recipe)
     assert len(watch.sites) == seen
     with pytest.raises(RuntimeError, match=remedy), mu.attach(recipe.pipe, Watch()):
         pass
+
+
+def test_a_cache_that_comes_in_the_middle_of_a_generation_is_refused():
+    recipe, config = tiny.flux(), diffusers.FirstBlockCacheConfig(threshold=0.2)
+
+    def enable(pipe, step, timestep, kept):
+        pipe.transformer.enable_cache(config)
+        return {}
+
+    with mu.attach(recipe.pipe, Watch()) as watch, pytest.raises(RuntimeError, match="a block cache is on"):
+        tiny.run(recipe, callback_on_step_end=enable)
+    assert {site.step for site in watch.sites} == {0}
 
 
 def test_other_hooks_of_diffusers_are_no_cache():

@@ -85,6 +85,13 @@ def test_an_undecided_claim_says_how_many_prompts_would_decide():
     assert halves[0] >= 0.05 > halves[1]
 
 
+@pytest.mark.parametrize("n, why", [(6, "fewer than 8 prompts"), (12, "no variance"), (None, "not over prompts")])
+def test_a_finding_without_an_interval_says_why(published, n, why):
+    found = claims.row("02.a", "toy", threshold=0.0, found=(0.3, float("nan"), float("nan")), n=n)
+    assert claims.finding(found).endswith(f"**undecided** (no interval: {why})")
+    assert f"undecided (no interval: {why})" in claims.compare_with_evidence([found], "toy")
+
+
 def test_a_box_shows_three_claims_of_a_notebook_or_those_it_is_asked_for(published):
     mine = [row("02.d", sentence="Ours."), row("02.c", sentence="One."), row("02.b", sentence="One."), row("03.e")]
     mine += [

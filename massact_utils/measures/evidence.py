@@ -43,9 +43,9 @@ def paired_interval(a, b=None) -> tuple[float, float, float]:
     return mean, mean - error, mean + error
 
 
-def no_interval(n: int | None) -> str:
+def no_interval(n: int) -> str:
     """Why n prompts have no interval."""
-    return f"fewer than {PROMPTS} prompts" if n is not None and n < PROMPTS else "no variance"
+    return f"fewer than {PROMPTS} prompts" if n < PROMPTS else "no variance"
 
 
 def verdict(low: float | None, high: float | None, threshold: float, side: str = "above") -> str:

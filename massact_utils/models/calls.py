@@ -15,6 +15,7 @@ from .families import family_of, layout_of, pick, transformers_of
 
 _generations = itertools.count()
 _ABSENT = object()
+ROWS = ("cond", "uncond", "extra")
 
 
 def bind(transformer, args, kwargs) -> dict:
@@ -35,16 +36,16 @@ class CallTracker(ExitStack):
 
     def __init__(self, pipe, steps=None, rows=None):
         super().__init__()
+        if rows is not None and not (isinstance(rows, (tuple, list)) and rows and {*rows} <= {*ROWS}):
+            raise ValueError(f"rows {rows!r} are no branches; allowed: a tuple of {ROWS}, one for each part of a batch")
         self.pipe = None if isinstance(pipe, torch.nn.Module) else pipe
-        self.transformers, self.chosen, self.rows = transformers_of(pipe), steps, rows and tuple(rows)
+        self.transformers, self.chosen, self.rows = transformers_of(pipe), steps, rows and (*rows,)
         self.layout = self.branches = self.schedule = self.name = self.first = None
         self.running, self.images, self.seen, self.sums = [], {}, {}, {}
         self.passes = self.ran = 0
         ends = [steps.start, steps.stop] if isinstance(steps, slice) else steps
         if self.pipe is None and any(end and end < 0 for end in (ends if hasattr(ends, "__iter__") else [ends])):
             raise ValueError(f"steps {steps!r}: a bare transformer has no last step; attach to the pipeline")
-        if unknown := set(self.rows or ()) - {"cond", "uncond", "extra"}:
-            raise ValueError(f"rows {rows!r}: {sorted(unknown)} are no branches; allowed: 'cond', 'uncond', 'extra'")
 
     # ------------------------------------------------------------ what is put in place, and taken away on exit
 
@@ -197,6 +198,7 @@ class CallTracker(ExitStack):
 
     def _on_call(self, bound, transformer, args, kwargs):
         self.layout, call = None, bind(transformer, args, kwargs)
+        refuse_caches(transformer)
         layout = layout_of(transformer, call)
         if layout is None:
             return
@@ -207,7 +209,6 @@ class CallTracker(ExitStack):
         names = (bound,) if bound else self._names(transformer, family, layout, call, total)
         self.passes += 1
         if self._tick(family, numbers[:2], torch.as_tensor(timestep).dtype, names):
-            refuse_caches(transformer)
             self.generation, self.picked = next(_generations), self._pick()
         if self.step not in self.picked:
             return
@@ -231,9 +232,9 @@ class CallTracker(ExitStack):
             names = self.rows or (("cond",) if self.pipe is None else None)
         if not names or total % len(names):
             raise ValueError(
-                f"{total} rows of {type(transformer).__name__} have no known branches, and no pipeline of diffusers "
-                "that makes them is running; name the parts of a batch, attach(..., rows=('uncond', 'cond')), or a "
-                "call, `with transformer.cache_context('cond'):`"
+                f"{total} rows of {type(transformer).__name__} have no known branches: no pipeline of diffusers that "
+                "makes them has announced its loop; name the parts of the batch, attach(..., rows=('uncond', 'cond')), "
+                "or the call, `with transformer.cache_context('cond'):`"
             )
         return names
 

@@ -67,14 +67,16 @@ def directory(model: str) -> str:
 
 
 def finding(row: dict) -> str:
-    """What was found, as in "0.54 (0.45 to 0.62), n = 6: holds"; of undecided, how many prompts would decide."""
+    """What was found, as in "0.54 (0.45 to 0.62), n = 9: holds"; of undecided, how many prompts would decide, or why
+    there is no interval.
+    """
     if row["value"] is None:
         return "not measured"
     value, low, high = (number(row[part]) for part in ("value", "low", "high"))
     interval = "" if row["low"] is None or row["high"] is None else f" ({low} to {high})"
     size = "" if row["n"] is None else f", n = {row['n']}"
     verdict = row["verdict"] if row["verdict"] == "holds" else f"**{row['verdict']}**"
-    return f"{value}{interval}{size}: {verdict}{_decided_by(row)}"
+    return f"{value}{interval}{size}: {verdict}{_open(row)}{_decided_by(row)}"
 
 
 def box(which: str | list[str], model: str = "toy"):
@@ -148,7 +150,14 @@ def _rounded(row: dict) -> str:
         return "not measured"
     interval = f" ({values[1]} to {values[2]})" if len(values) == 3 else ""
     size = "" if row["n"] is None else f", n = {row['n']}"
-    return f"{values[0]}{interval}{size}: {row['verdict']}"
+    return f"{values[0]}{interval}{size}: {row['verdict']}{_open(row)}"
+
+
+def _open(row: dict) -> str:
+    """Why a finding has no interval, where it has none."""
+    if row["low"] is not None and row["high"] is not None:
+        return ""
+    return f" (no interval: {'not over prompts' if row['n'] is None else intervals.no_interval(row['n'])})"
 
 
 def _decided_by(row: dict) -> str:
