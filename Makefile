@@ -1,6 +1,6 @@
 SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: environment workbook test lint notebooks evidence ledger bench site gpu help
+.PHONY: environment lab workbook test lint notebooks evidence ledger bench site gpu help
 
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -15,8 +15,8 @@ N_PROMPTS ?= $(if $(filter toy,$(MODEL)),,8)
 DEVICE ?= cuda
 # glibc keeps the memory of freed tensors, where it would give it to the kernel and fetch it anew: of the processor time of
 # generating on a CPU 14 % went there, and a third of the trainings'.
-workbook notebooks evidence: export MALLOC_MMAP_THRESHOLD_ ?= 8589934592
-workbook notebooks evidence: export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
+lab workbook notebooks evidence: export MALLOC_MMAP_THRESHOLD_ ?= 8589934592
+lab workbook notebooks evidence: export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 BIN := .venv/bin
 STAMP := .venv/.installed
 VOLATILE := metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution metadata.language_info
@@ -24,10 +24,12 @@ EXECUTE = MASSACT_RUNS="$(CURDIR)/runs/notebooks" $(BIN)/python -m nbconvert --t
 	--inplace "$(1)" && $(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "$(VOLATILE)" "$(1)"
 
 environment: $(STAMP)
-	@echo "The environment in .venv is ready. Next: make workbook, make test; make help lists the rest."
+	@echo "The environment in .venv is ready. Next: make lab opens the notebooks, make workbook executes them;"
+	@echo "make help lists the rest."
 
 help:
 	@echo "make             the environment in .venv; every other target makes it when it is missing or out of date"
+	@echo "make lab         the notebooks in JupyterLab; FLAGS='--no-browser --port 8889' and the like are handed on"
 	@echo "make workbook    execute every notebook into runs/workbook/, with HTML"
 	@echo "make test        unit tests, doctests, and the committed notebooks compared with a fresh run"
 	@echo "make lint        ruff over code and notebooks, GitHub's schema over the workflows"
@@ -43,13 +45,14 @@ help:
 	@echo "PYTHON=python3.12        the interpreter .venv is made from (3.11 or newer; now: $(PYTHON))"
 	@echo "PIP_FLAGS='...'          more flags for pip install; on Linux without a GPU, torch without its CUDA packages:"
 	@echo "                         make PIP_FLAGS='--extra-index-url $(CPU_WHEELS)'"
-	@echo "FLAGS='...'              flags of docs/evidence/make.py and of the sweep, for evidence"
+	@echo "FLAGS='...'              flags of jupyter lab, for lab; of docs/evidence/make.py and of the sweep, for evidence"
 	@echo "CONSTRAINTS=/dev/null    the newest versions pyproject.toml allows, instead of the pins in constraints.txt"
 	@echo "PYTEST_ADDOPTS='...'     more flags for pytest, such as -x or --junitxml=report.xml"
 
-# pip says one line per package it fetches and nothing about those already there.
+# pip says one line per package it fetches; nothing about those already there, its own age, and places it does not look in.
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
-QUIETER = sed -E '/^(Requirement already|Collecting|Looking in|Obtaining|Processing)|\.metadata/d; \
+QUIETER = sed -E '/^(Requirement already|Collecting|Looking in|Obtaining|Processing|WARNING: Location|WARNING: You are using pip|\[notice\])/d; \
+  /\.metadata|^$$/d; \
   /^ +(Using cached|Preparing|Getting|Installing|Checking|Attempting|Found|Uninstalling|Successfully|Created|Stored)/d; \
   s/^(Installing collected packages|Successfully installed)(.{60}).*/\1\2.../'
 
@@ -60,13 +63,19 @@ $(STAMP): pyproject.toml constraints.txt
 	  $(PYTHON) -m venv .venv; fi
 	@command -v nvidia-smi >/dev/null || [ "$(PIP_FLAGS)" ] || [ "$$(uname)" != Linux ] || \
 	  echo "No GPU found: PIP_FLAGS='--extra-index-url $(CPU_WHEELS)' would leave out torch's CUDA packages (make help)."
-	@echo "Installing into .venv; the first time takes minutes."
-	@set -o pipefail; $(PIP) --upgrade pip | $(QUIETER)
-	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[batch,test,site]' | $(QUIETER)
+	@echo "Installing into .venv, some minutes: torch and 200 other packages, 2,600 MB on disk; several thousand more with CUDA's."
+	@set -o pipefail; $(PIP) --upgrade pip 2>&1 | $(QUIETER)
+	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[batch,test,site]' 2>&1 | $(QUIETER)
 	@touch $@
 
+# The settings are those of notebooks/labconfig, the kernel that of .venv whatever others the user has.
+lab: $(STAMP)
+	@JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks:$$JUPYTER_CONFIG_PATH" JUPYTER_PREFER_ENV_PATH=1 \
+	  $(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb $(FLAGS)
+
 workbook: $(STAMP)
-	$(BIN)/python -m massact_utils.sweep $(NOTEBOOKS) --out runs/workbook --workers 2
+	@echo "$(words $(NOTEBOOKS)) notebooks, two at a time: about 6 minutes on two cores, or 3 where the results are there."
+	@$(BIN)/python -m massact_utils.sweep $(NOTEBOOKS) --out runs/workbook --workers 2
 
 # One thread in each of the two workers and their kernels: more would fight over the cores. A folder of results of its own,
 # so that the notebooks compute and do not only draw. A worker takes a file at a time, in the order of tests/conftest.py: the
@@ -96,7 +105,7 @@ ledger: $(STAMP)
 	$(BIN)/python docs/ledger.py
 
 bench: $(STAMP)
-	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[bench]' | $(QUIETER)
+	@set -o pipefail; $(PIP) $(PIP_FLAGS) -c $(CONSTRAINTS) -e '.[bench]' 2>&1 | $(QUIETER)
 	$(BIN)/python benchmarks/probe_cost.py
 
 site: $(STAMP)

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import (
     AutoImageProcessor,
+    AutoModel,
     AutoTokenizer,
     Dinov2Config,
     Dinov2Model,
@@ -134,7 +135,7 @@ def test_an_evaluator_that_cannot_be_had(tmp_path, monkeypatch):
         asked[name] = options
         raise OSError("offline")
 
-    monkeypatch.setattr(evaluators.AutoModel, "from_pretrained", refuse)
+    monkeypatch.setattr(AutoModel, "from_pretrained", refuse)
     with pytest.raises(RuntimeError, match="evaluator 'owner/clip@0123abc' was not loaded"):
         evaluators.image_features(noise(1), evaluator="owner/clip@0123abc")
     assert asked["owner/clip"]["revision"] == "0123abc"

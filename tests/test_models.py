@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 import massact_utils as mu
@@ -75,16 +76,12 @@ def test_dtype_follows_the_class_that_is_loaded(folder, klein, monkeypatch, caps
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
     asked = []
-    monkeypatch.setattr(
-        load.DiffusionPipeline, "from_pretrained", lambda where, torch_dtype, **_: asked.append(torch_dtype)
-    )
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda where, torch_dtype, **_: asked.append(torch_dtype))
     monkeypatch.setattr(load, "check_room", lambda *_: 1 / 0)
     configs = {"owner/PixArt": {"transformer": ["diffusers", "PixArtTransformer2DModel"]}}
     configs["black-forest-labs/FLUX.1-dev"] = {"transformer": ["diffusers", "FluxTransformer2DModel"]}
-    real = load.DiffusionPipeline.load_config
-    monkeypatch.setattr(
-        load.DiffusionPipeline, "load_config", lambda where, **_: configs.get(str(where)) or real(where)
-    )
+    real = DiffusionPipeline.load_config
+    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda where, **_: configs.get(str(where)) or real(where))
     for name in (folder, "black-forest-labs/FLUX.1-dev", "owner/PixArt"):
         with pytest.raises(ZeroDivisionError):
             mu.load(name, device="cuda")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 import massact_utils as mu
 import tiny
 from massact_utils import places
+from massact_utils.models import progress
 from massact_utils.results import files, provenance
 
 PROMPTS = [f"prompt {i}" for i in range(10)]
@@ -589,15 +591,53 @@ def test_no_path_and_no_secret_is_kept(tmp_path):
         assert kept in text
 
 
+def test_a_notebooks_last_line_says_where_results_lie_and_how_to_read_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = mu.Run("out", {"model": "nobody's"})
+    run.save("table", pd.DataFrame({"k": [1, 2]}))
+    run.claim("01.a", owner="ours", sentence="It is so.", measure="share", threshold=0.5, side="above")
+    shown = run._repr_mimebundle_()["text/markdown"]
+    assert "| It is so. *share, above 0.5* | not measured |" in shown and "**Results** lie in `out`" in shown
+    (code,) = re.findall(r"`(pd\..*?)`", shown)
+    assert list(eval(code).k) == [1, 2] and "views.saved" not in shown and len(shown.split("**")) == 7
+
+
 @pytest.mark.parametrize("watched", [True, False])
-def test_bars_count_prompts_and_steps_where_somebody_looks_on(tmp_path, monkeypatch, capsys, watched):
+def test_one_bar_moves_within_a_batch_and_leaves_one_line(tmp_path, monkeypatch, capsys, watched):
     monkeypatch.setenv("JPY_SESSION_NAME", "a notebook") if watched else monkeypatch.delenv("JPY_SESSION_NAME", False)
     pipe = tiny.klein()
+    pipe.transformer.register_forward_pre_hook(lambda *_: time.sleep(0.15))  # the line is brought up to date meanwhile
     run = mu.Run(tmp_path, {}, pipe=pipe)
     for batch in run.pending(["a red star"] * 4, 2):
         mu.generate(pipe, batch.prompts, seeds=batch.seeds, **tiny.KLEIN)
         run.add(batch, table(batch))
-    shown = capsys.readouterr().err
-    for words in ("part: ", "4/4", "drawing 2 images: "):
-        assert (words in shown) == watched
-    assert not hasattr(pipe, "_progress_bar_config")
+    lines = re.split(r"[\r\n]+", capsys.readouterr().err)
+    within = [
+        line
+        for line in lines
+        if re.match(r"part: [01] of 4 images .* left, 2 at once, step [123] of 4: a red star", line)
+    ]
+    assert bool(within) == watched and not hasattr(pipe, "_progress_bar_config")
+    left = [line.strip() for line in lines if line.strip()][-1:]
+    assert re.fullmatch(r"part: 4 of 4 images in \d\d:\d\d", left[0]) if watched else not left
+    for batch in run.pending(["a red star"] * 4, 2):
+        raise AssertionError(batch)
+    assert capsys.readouterr().err == "", "nothing to do, nothing to show"
+
+
+def test_a_bar_learns_how_many_images_a_prompt_takes_and_ends_with_a_loop_left_early(monkeypatch, capsys):
+    monkeypatch.setenv("JPY_SESSION_NAME", "a notebook")
+    pipe = tiny.klein()
+    with pytest.raises(KeyboardInterrupt), progress.Bar("part", 4) as bar:
+        bar.begin(2)
+        for _ in range(3):
+            mu.generate(pipe, ["a red star"] * 2, **tiny.KLEIN)
+        bar.end(2)
+        bar.begin(2)
+        mu.generate(pipe, ["a red star"] * 2, **tiny.KLEIN)
+        bar.show()
+        assert bar.bar.n == pytest.approx(2 + 2 / 3) and "8 of 12 images" in capsys.readouterr().err
+        raise KeyboardInterrupt
+    before = capsys.readouterr().err
+    time.sleep(0.7)
+    assert capsys.readouterr().err == "" and "8 of 12" in before, "its clock stands"

@@ -28,7 +28,7 @@ from digest import digest
 from papermill.iorw import load_notebook_node
 
 from massact_utils.results import claims, files, provenance, sweep
-from massact_utils.results.progress import progress
+from massact_utils.results.sweep import progress
 
 MOST, EACH = 5_000_000, 2_000_000  # bytes of tables for a model, and for one notebook of it
 FROM = ("model", "files", "device", "dtype", "python", "libraries", "prompts")  # what is kept of a run's provenance

@@ -13,15 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageSegmentation,
-    AutoModelForSemanticSegmentation,
-    AutoModelForUniversalSegmentation,
-    AutoTokenizer,
-)
-from transformers.models.auto.image_processing_auto import AutoImageProcessor  # from the top, it needs torchvision
 
 from .. import places
 from ..models.load import quiet
@@ -66,6 +57,9 @@ def default_device(device=None) -> str:
 @cache
 def clip(name: str, device: str):
     """Model, image processor and tokenizer (None where it reads no text) of an evaluator, on a device."""
+    from transformers import AutoModel, AutoTokenizer  # seconds, which a bare import does not take
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor  # from the top, it needs torchvision
+
     where, _, revision = (str(places.data("toy", "clip")) if name == "toy" else name).partition("@")
     options = dict(trust_remote_code=False) | ({"revision": revision} if revision else {})
     try:
@@ -85,6 +79,14 @@ def clip(name: str, device: str):
 @cache
 def segmenter(name: str, device: str, revision=None, trust_remote_code: bool = False):
     """A segmentation network and its image processor, None for one that comes without; as in `subject_masks`."""
+    from transformers import (
+        AutoConfig,
+        AutoModelForImageSegmentation,
+        AutoModelForSemanticSegmentation,
+        AutoModelForUniversalSegmentation,
+    )
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
     where, trust = str(places.data("toy", "segmenter")) if name == "toy" else name, trust_remote_code
     if trust and not Path(where).is_dir() and not re.fullmatch("[0-9a-f]{40}", revision or ""):
         raise ValueError(

@@ -9,9 +9,6 @@ from operator import index
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
 
 from .. import places
 from . import progress
@@ -55,6 +52,8 @@ def load(name="toy", *, revision=None, variant=None, device=None, dtype=None, of
     Raises ValueError for an unknown name, dtype or offload, and RuntimeError for weights that do not fit their classes
     or the GPU; for files that are missing or damaged, what diffusers raises (OSError).
     """
+    from diffusers import DiffusionPipeline  # seconds, which a bare import does not take
+
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     given, dtype = dtype, getattr(torch, dtype, None) if isinstance(dtype, str) and dtype else dtype
     if given and not isinstance(dtype, torch.dtype):
@@ -153,7 +152,10 @@ def check_room(pipe, device, offload: str | None = None) -> None:
 @contextmanager
 def quiet(local: bool):
     """No progress bars while a local folder loads; downloads keep theirs."""
-    loggers = [log for log in (diffusers_logging, transformers_logging) if local and log.is_progress_bar_enabled()]
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    loggers = [log for log in (of_diffusers, of_transformers) if local and log.is_progress_bar_enabled()]
     for log in loggers:
         log.disable_progress_bar()
     try:
@@ -233,7 +235,7 @@ def spread_seeds(seeds, n: int) -> list[int]:
 def quietly(pipe, seeds, **call):
     """A pipeline's own output, each row's noise from its seed on the CPU."""
     generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
-    with progress.steps(pipe, len(generators)):
+    with progress.steps(pipe, len(generators), call.get("prompt", "")):
         return pipe(generator=generators, **call)
 
 

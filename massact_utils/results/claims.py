@@ -12,7 +12,8 @@ from .. import places
 from ..measures import evidence as intervals
 from . import files
 
-LEDGER = "https://github.com/massact/massact/blob/main/docs/ledger.md"  # also where there is no checkout
+DOCS = "https://github.com/massact/massact/blob/main/docs"  # also where there is no checkout
+LEDGER = f"{DOCS}/ledger.md"
 PAPER = "2605.13974"
 STATED = {"owner": "ours", "sentence": "", "measure": "", "threshold": None, "side": "above", "note": ""}
 FOUND = ["value", "low", "high", "n"]
@@ -103,21 +104,18 @@ def box(which: str | list[str], model: str = "toy"):
 
 
 def compare_with_evidence(rows: list[dict], model: str) -> str:
-    """A run's claims beside the evidence on its model, as text, and whether they agree.
+    """A run's claims beside the evidence on its model, as a table in Markdown, and whether they agree.
 
     They agree when the published value lies in the run's interval (to two digits, where the run has none). Other
     parameters measure something else, and that is said instead.
     """
     known = evidence(model)
-    lines = [(row["id"], _rounded(row), *_compared(row, known.get(row["id"]))) for row in rows]
-    columns = list(zip(("claim", "this run", "evidence", ""), *lines, strict=True))[: 4 if known else 2]
-    widths = [max(map(len, column)) for column in columns]
-    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in zip(*columns, strict=True)]
-    if known:
-        return "\n".join(
-            [*lines, f"The evidence is that of docs/evidence/{directory(model)}, at the size that decides."]
-        )
-    return "\n".join([*lines, f"No evidence on {model} is published: these are the numbers of this run alone."])
+    lines = [(_asked(row), _rounded(row), *_compared(row, known.get(row["id"]))) for row in rows]
+    head = [("claim", "this run", "evidence", ""), ("---",) * 4]
+    table = [f"| {' | '.join(line[: 4 if known else 2])} |" for line in [*head, *lines]]
+    source = f"The evidence is that of docs/evidence/{directory(model)}, at the size that decides."
+    alone = f"No evidence on {escape(model)} is published: these are the numbers of this run alone."
+    return "\n".join([*table, "", source if known else alone])
 
 
 def escape(text: str) -> str:
@@ -128,6 +126,12 @@ def escape(text: str) -> str:
 def number(x: float | None) -> str:
     """Three digits, without the -0 and the 1e-17 that rounding leaves."""
     return f"{x if x and abs(x) > 1e-9 else 0:.3g}"
+
+
+def _asked(row: dict) -> str:
+    """A claim's sentence and how it was asked, in a cell of a table."""
+    asked = f"{row['measure']}, {row['side']} {number(row['threshold'])}"
+    return f"{escape(row['sentence'])} *{escape(asked)}*".replace("|", "\\|")
 
 
 def _compared(row: dict, known: dict | None) -> tuple[str, str]:

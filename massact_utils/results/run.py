@@ -19,10 +19,9 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from tqdm.auto import tqdm
 
 from .. import places
-from ..models.progress import watched
+from ..models.progress import Bar
 from . import claims, files, provenance
 
 UMASK = "let all users of it set umask 002 and be in its group, or name another out_dir"
@@ -168,18 +167,17 @@ class Run:
             raise PermissionError(f"{whose}; {UMASK}")
         total, before = sum(map(len, batches)), sum(len(batch) for batch in batches if batch.index in done)
         name = batches[0].name if batches else ""
-        with tqdm(desc=name, total=total, initial=before, unit="prompt", disable=not watched()) as bar:
+        with Bar(name, total, before) as bar:
             for wait in (False, True):
                 for batch in [batch for batch in batches if batch.index not in done]:
-                    if wait:
-                        bar.set_postfix_str("waiting for another process")
+                    bar.begin(len(batch), "waiting for another process" if wait else "")
                     with files.locked(self._lock(batch), wait) as mine:
                         if not mine:
                             continue
                         if not self._done(batch, aside=True):
                             yield batch
                         done.add(batch.index)
-                        bar.update(len(batch))
+                        bar.end(len(batch))
 
     def add(self, batch: Batch, result) -> None:
         """Put a batch's result on disk, a DataFrame (Parquet) or a Dataset with dim "image" (NetCDF), and so be done.
@@ -262,8 +260,22 @@ class Run:
         return made
 
     def compare_with_evidence(self) -> str:
-        """The claims of this run beside the evidence on its model, as text; as `claims.compare_with_evidence`."""
+        """The claims of this run beside the evidence on its model; as `claims.compare_with_evidence`."""
         return claims.compare_with_evidence(self._json("claims.json", list), self.model)
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        """What a notebook's last line, `run`, shows: the claims, where the results lie, and how to go on with them."""
+        place, tables = os.path.relpath(self.folder), sorted(path.name for path in self.folder.glob("*.parquet"))
+        views = [f'`mu.views.saved("{place}")`'] * (self.folder / "explorer").is_dir()
+        again = ", ".join(views + [f'`pd.read_parquet("{place}/{name}")`' for name in tables[:1]])
+        lines = [
+            self.compare_with_evidence(),
+            f"**Results** lie in `{place}`: [what each file holds]({claims.DOCS}/results.md).",
+            f"**Look again**, without the model: {again or 'the figures there'}.",
+            "**Go on**: executed again, this notebook computes only what is missing there. Other parameters get "
+            f"a folder of their own, and thousands of prompts [many processes]({claims.DOCS}/scale.md).",
+        ]
+        return dict.fromkeys(("text/markdown", "text/plain"), "\n\n".join(lines))
 
     @contextmanager
     def _locked(self):

@@ -26,8 +26,7 @@ from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
 
-from . import parameters
-from .progress import progress
+from . import files, parameters
 
 CHILD = "from massact_utils.results.sweep import child; child()"
 
@@ -181,11 +180,21 @@ def remote(address: str, workers: int | None):
     return many, lambda job, out: pool.submit(execute, job.notebook, job.folder, job.given, out, cwd)
 
 
+def progress(folder: Path) -> tuple[int, int]:
+    """Prompts on disk in a run's folder, and prompts of all the loops that were begun there."""
+    done, loops = 0, files.read_json(folder / "provenance.json", {}).get("prompts", {})
+    for name, loop in loops.items():
+        parts = {part.stem for part in folder.glob(f"parts/{name}-*") if part.suffix in files.SUFFIXES}
+        n = sum(bool(re.fullmatch(rf"{re.escape(name)}-\d+", part)) for part in parts)
+        done += min(n * loop["in batches of"], loop["prompts"])
+    return done, sum(loop["prompts"] for loop in loops.values())
+
+
 def watch(jobs: list[Job], futures: dict, out: Path) -> None:
     """Wait for all, saying how far they are: one bar of all prompts, and a line where one ends."""
     from tqdm import tqdm
 
-    form = "{n:.0f} of about {total:.0f} prompts |{bar:20}| {elapsed}, {remaining} left"
+    form = "{desc}{n:.0f} of about {total:.0f} prompts |{bar:20}| {elapsed}, {remaining} left"
     with tqdm(total=1, leave=False, bar_format=form, mininterval=1 if sys.stderr.isatty() else 30) as bar:
         while futures:
             for future in wait(futures, timeout=1).done | {f for f in futures if f.done()}:
@@ -194,8 +203,12 @@ def watch(jobs: list[Job], futures: dict, out: Path) -> None:
                 problem = f"{type(error).__name__}: {error}" if error else future.result()
                 if job.problem != "" and (not problem or job not in futures.values()):
                     job.problem = problem and f"{job.name} failed: {problem}"
-                    done = sum(other.problem is not None for other in jobs)
-                    bar.write(f"[{done}/{len(jobs)}] {job.problem or f'{job.name} -> {job.page}'}", file=sys.stdout)
+                    ended = sum(other.problem is not None for other in jobs)
+                    bar.write(f"[{ended}/{len(jobs)}] {job.problem or f'{job.name} -> {job.page}'}", file=sys.stdout)
+            ended = sum(job.problem is not None for job in jobs)
+            running = sum(job.problem is None and any(job.folder.glob("*.unfinished.ipynb")) for job in jobs)
+            words = f"{running} running, {len(jobs) - ended - running} waiting, {ended} done: "
+            bar.set_description_str(words, False)
             known = [progress(job.folder) for job in jobs]
             begun = [of for _, of in known if of]
             bar.total = sum(begun) * len(jobs) / max(len(begun), 1) or 1
