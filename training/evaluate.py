@@ -50,7 +50,7 @@ def toy_pixels(images, scenes) -> pd.DataFrame:
 
 def emoji_pixels(images, scenes) -> pd.DataFrame:
     """Thing and artist of EmojiWorld's pictures."""
-    return drawings.read(images)[["thing", "style"]]
+    return drawings.read(images)
 
 
 READINGS = {
