@@ -21,9 +21,7 @@ FAST = (
     "sana",
     "no-gates",
     "rotated",
-    "permuted",
     "muon",
-    "image-skip",
     "weighted",
 )  # else slow
 
@@ -77,7 +75,7 @@ def test_every_variant_of_the_plan_trains_and_shows_its_image_tokens(variant):
     text = ("add_", "context", "txt")  # of the last block, whose text nobody reads
     assert not [name for name in still if "blocks." in name and not any(part in name for part in text)], "a dead block"
     with mu.attach(made.transformer, stats := mu.ChannelStats()):
-        made.velocity(own.latents.float(), torch.full((8,), 0.5), own.text.float())
+        made(own.latents.float(), torch.full((8,), 0.5), own.text.float())
     table = stats.dataset()
     assert {name: table.sizes[name] for name in ("image", "step", "layer", "channel")} == dict(
         image=8, step=1, layer=5, channel=64
@@ -87,26 +85,17 @@ def test_every_variant_of_the_plan_trains_and_shows_its_image_tokens(variant):
 def test_the_plan_says_of_every_variant_what_would_refute_it():
     claims = [claim for row in PLAN.values() for claim in row["claims"]]
     assert {claim["measure"] for claim in claims} <= set(verdicts.LABELS)
-    assert {claim["against"] for claim in claims} <= {"base", "itself"}
+    assert {claim["against"] for claim in claims} <= {"base", "ratio", "itself"}
     assert all(row["claims"] and (row["refuted"] or row["question"] == "architecture") for row in PLAN.values())
 
 
-def test_parts_of_a_modulation_are_off_still_or_scalar():
+def test_parts_of_a_modulation_are_off_or_scalar():
     shift, scale, gate = modulation(net(off=["gate"])).unbind(2)
     assert (gate == 1).all() and shift.std() > 0 and scale.std() > 0
     shift, scale, gate = modulation(net(off=["shift", "scale"])).unbind(2)
     assert not shift.any() and not scale.any() and gate.std() > 0
-    made = net(still=["gate"])
-    for name, parameter in made.named_parameters():
-        if ".still." in name:
-            torch.nn.init.normal_(parameter)
-    early, late = modulation(made, 0.9), modulation(made, 0.1)
-    assert early[:, :, 2].std(-1).min() > 0 and torch.equal(early[:, :, 2], late[:, :, 2])
-    assert not torch.allclose(early[:, :, 0], late[:, :, 0])
     shift, scale, gate = modulation(net(scalar=True)).unbind(2)
     assert gate.std(-1).max() < 1e-6 and scale.std(-1).max() < 1e-6 and shift.std(-1).min() > 0
-    shared, own = modulation(net())[1:], modulation(net(per_block=True))[1:]
-    assert (shared == shared[:1]).all() and not torch.allclose(own[0], own[1])
 
 
 def test_without_modulation_the_timestep_still_counts():
@@ -146,24 +135,10 @@ def test_factors_that_blocks_share_are_read_and_not_edited(family):
         made(*inputs())
 
 
-def test_norms_are_what_they_say():
-    def normed(made):
-        x = 3 + 2 * torch.randn(2, 7, 64)
-        return x, made.transformer.single_transformer_blocks[0].norm(x)
-
-    x, out = normed(net(norm="rms"))
-    assert torch.allclose(out, x / x.square().mean(-1, keepdim=True).sqrt(), atol=1e-4)
-    x, out = normed(net(norm="none"))
-    assert torch.equal(x, out)
-    x, out = normed(net(norm="gated", awake=False))
+def test_a_gated_norm_starts_as_a_norm():
+    x = 3 + 2 * torch.randn(2, 7, 64)
+    out = net(gated_norm=True, awake=False).transformer.single_transformer_blocks[0].norm(x)
     assert torch.allclose(out, torch.nn.functional.layer_norm(x, (64,)), atol=1e-5)
-    for norm in ("post", "sandwich"):
-        x, sigma, text = inputs()
-        made = net(norm=norm)
-        with mu.attach(made.transformer, stats := mu.ChannelStats()):
-            made(50 * x, sigma, text)
-        energy = stats.dataset().mean_sq.mean("channel")
-        assert bool((abs(energy - 1) < 1e-3).all()) == (norm == "post")
 
 
 def test_rotated_weights_move_as_adamw_would_move_them_in_the_rotated_basis():
@@ -177,7 +152,7 @@ def test_rotated_weights_move_as_adamw_would_move_them_in_the_rotated_basis():
     assert left == {f"time_guidance_embed.timestep_embedder.linear_{i}" for i in (1, 2)}
     for made in (plain, rotated):
         (1e4 * made(x, sigma, text).square().mean()).backward()  # AdamW's first step asks for the sign alone
-    (optimiser,) = train.optimisers(rotated, {"decay": 0.1})
+    (optimiser,) = train.optimisers(rotated, {})
     optimiser.step()
     for path, side in (("single_transformer_blocks.1.attn.to_out", "out"), ("transformer_blocks.0.attn.to_q", "in")):
         weight, module = (made.transformer.get_submodule(path) for made in (plain, rotated))
@@ -186,48 +161,17 @@ def test_rotated_weights_move_as_adamw_would_move_them_in_the_rotated_basis():
         assert torch.allclose(q @ q.mT, torch.eye(64), atol=1e-5) and (q.abs() > 0.9).sum() == 0
         turned = [q.mT @ x if side == "out" else x @ q for x in (weight, gradient)]
         step = turned[1] / (turned[1].abs() + 1e-8)
-        moved = turned[0] * (1 - train.RATE["adamw"] * 0.1) - train.RATE["adamw"] * step
+        moved = turned[0] * (1 - train.RATE["adamw"] * 0.01) - train.RATE["adamw"] * step
         back = q @ moved if side == "out" else moved @ q.mT
         assert torch.isclose(module.weight, back, atol=2e-4).float().mean() > 0.99, path
         assert not torch.allclose(module.weight, weight - train.RATE["adamw"] * gradient.sign(), atol=2e-4)
 
 
-def test_gates_rows_are_permuted_and_nothing_else():
-    made = net()
-    optimisers = train.optimisers(made, {})
-    train.sample_loss(made, world(), {}, torch.Generator().manual_seed(0), batch=4).backward()
-    optimisers[0].step()
-    weight = made.transformer.single_stream_modulation.linear.weight
-    memory = optimisers[0].state[weight]["exp_avg"]
-    before, old = weight.detach().clone(), memory.clone()
-    changes.permute_gates(made, optimisers, seed=3)
-    to = changes.permutation(64, 3)
-    assert sorted(to.tolist()) == list(range(64)) and to.tolist() != list(range(64))
-    assert torch.equal(weight[:128], before[:128]) and torch.equal(memory[:128], old[:128])
-    assert torch.equal(weight[128 + to], before[128:]) and torch.equal(memory[128 + to], old[128:])
-
-
-def test_registers_and_biases_reach_every_token():
-    given = inputs()
-    for change in ({"registers": 4}, {"bias": True}):
-        made = net(**change)
-        before = made(*given)
-        block = made.transformer.transformer_blocks[0]
-        torch.nn.init.normal_(block.constant if made.registers is None else made.registers)
-        assert ((made(*given) - before).abs().amax(-1) > 0).all()
-
-
-@pytest.mark.parametrize("target", ["velocity", "image", "noise"])
-@pytest.mark.parametrize("skip", [False, True])
-def test_every_target_is_read_as_a_velocity(target, skip):
-    """A net that predicts its target exactly has the exact velocity; the skip alone is the least squares' answer."""
-    made, x, noise = net(awake=False, target=target, skip=skip), torch.randn(4000, 36, 32), torch.randn(4000, 36, 32)
-    sigma, noisy = torch.full((4000,), 0.3), 0.7 * x + 0.3 * noise
-    exact = {"velocity": noise - x, "image": x, "noise": noise}[target]
-    made.forward = lambda noisy, sigma, text: exact
-    assert torch.allclose(made.velocity(noisy, sigma, None), noise - x, atol=1e-4)
-    best = float((noisy * exact).sum() / noisy.square().sum())
-    assert float(made.skip_factor(torch.tensor(0.3))) == pytest.approx(best, abs=0.01)
+def test_a_bias_reaches_every_token():
+    given, made = inputs(), net(bias=True)
+    before = made(*given)
+    torch.nn.init.normal_(made.transformer.transformer_blocks[0].constant)
+    assert ((made(*given) - before).abs().amax(-1) > 0).all()
 
 
 def test_worlds_without_a_subject_and_with_another_ground():
@@ -242,9 +186,6 @@ def test_worlds_without_a_subject_and_with_another_ground():
     assert same[ground].mean() > 0.9 and same[~ground].mean() < 0.1, "the ground is another one, or things are left"
     grey, _ = scenes.draw(drawn, "constant", 5)
     assert (grey[~subject] == 128).all() and (grey[subject] == plain[subject]).all()
-    many, _ = scenes.draw(drawn, "per token", 5)
-    cells = many.reshape(6, 6, 8, 6, 8, 3)
-    assert (cells[:, :, :1, :, :1] == cells)[~subject.reshape(6, 6, 8, 6, 8)].mean() > 0.7
 
 
 # ---------------------------------------------------------------- runs and measures
@@ -265,7 +206,7 @@ def test_a_table_takes_in_finished_runs_and_never_another_recipe(tmp_path, monke
     assert capsys.readouterr().out == "qwen, seed 0\n", "a finished run is skipped"
     table = pd.read_parquet(file)
     assert set(table.variant) == {"base", "flux1", "qwen"} and not table.attrs["trial"]
-    train.main(["essential", "--list", "--seeds", "0", "--table", str(file)])
+    train.main(["--list", "--seeds", "0", "--table", str(file)])
     assert sum(" 1 of 1 " in line for line in capsys.readouterr().out.splitlines()) == 3
     with pytest.raises(SystemExit):
         train.main(["--steps", "60", "--table", str(file)])
@@ -277,13 +218,13 @@ def test_what_is_measured_is_what_the_tokens_are():
     made, own, states = net(), world(), {}
     draw = torch.Generator().manual_seed(0)
     own.subject = torch.stack([row[torch.randperm(36, generator=draw)] for row in own.subject])
-    rows = measure.measure(made, own, own, own, {"one_sigma": True})
+    rows = measure.measure(made, own, own, own, sigmas=(0.5,))
     ends = rows[rows.channel.isna()].set_index(["measure", "layer"]).value
 
     def keep(tokens, site):
         states[site.layer] = tokens.numpy().astype(float)
 
-    intact = measure.error(made, own, 0.5, {}, keep)
+    intact = measure.error(made, own, 0.5, keep)
     assert float(rows[rows.measure == "loss"].value.iloc[0]) == pytest.approx(intact)
     x = states[3]  # image N D
     energy, mean = (x**2).mean((0, 1)), x.mean(1)
@@ -309,9 +250,9 @@ def test_what_is_measured_is_what_the_tokens_are():
 @pytest.mark.parametrize("family", ["sana", "lumina"])
 def test_every_number_is_measured_of_classes_of_other_modulation(family):
     made, own = net(family=family), world()
-    course = measure.Course(made, own, {})
+    course = measure.Course(made, own)
     course(0), course(25)
-    rows = [measure.measure(made, own, own, own, {"one_sigma": True}).assign(step=25), course.table()]
+    rows = [measure.measure(made, own, own, own, sigmas=(0.5,)).assign(step=25), course.table()]
     table = verdicts.numbers(pd.concat(rows).fillna(-1).assign(variant="base", seed=0)).iloc[0]
     assert table.notna().drop(["gate's largest", "others of the gate", "lead"]).all()
     assert np.isnan(table["gate's largest"]) == (family == "sana")
@@ -361,7 +302,7 @@ def trained(peaks, losses=None):
             key = dict(variant=variant, seed=seed, step=100, sigma=0.5, channel=-1)
             named = {"largest over median": value, "kurtosis": 2.0, "energy in the top": 0.5, "largest eigenvalue": 0.5}
             named |= dict.fromkeys(("mIoU (oracle), top", "mIoU (oracle), outside 0", "level of top"), 0.3)
-            named |= dict.fromkeys(("constant of top", "top moved with the gate", "top kept since half"), 0.2)
+            named |= {"constant of top": 0.2}
             edits = ("zero, top", "zero, outside 0", "zero, bottom", "no pattern, top", "no level, top")
             whole = {f"loss: {edit}": 1.0 for edit in edits} | {"loss": losses.get(variant, 1.0)}
             for layer in (0, 1):
@@ -392,11 +333,12 @@ def test_a_verdict_needs_a_range_a_base_and_a_loss():
 @pytest.mark.parametrize(
     "rotated, scalar, both, text",
     [
-        (4, 16, 4, "need Adam's axes, and not modulation's."),
-        (16, 4, 2, "not Adam's; without modulation's, Adam's still make them larger."),
-        (4, 4, 4, "need both"),
-        (16, 16, 4, "need one of the two"),
-        (16, 16, 16, "need neither"),
+        (4, 16, 4, "hangs on Adam's axes, and then not on modulation's."),
+        (16, 4, 2, "and then not on Adam's axes; without it, those still add to it."),
+        (4, 4, 4, "25% was left where the optimiser saw rotated axes, 25% where modulation"),
+        (4, 4, 4, "needs both"),
+        (16, 16, 4, "needs one of the two"),
+        (16, 16, 16, "needs neither"),
         (8, 16, 16, "do not yet tell"),
     ],
 )
@@ -447,6 +389,7 @@ def test_the_lead_says_whose_gate_passed_twice_the_median_for_good_before_the_ch
 
     assert lead((100, 50), (150, 125))["base", 1] == 1
     assert lead((100, 50), (100, 150), (100, None))["base", 1] == pytest.approx(-1 / 3)
+    assert np.isnan(lead((100, 50), (100, None), (100, None))["base", 1]), "most gates never pass: no order"
     assert lead((100, 100), (None, 25))["base", 1] == 0  # together; one that never gets there does not count
     assert ("base", 1) not in lead((None, 50), (None, None)).index
     rows = pd.DataFrame([*course(0, 100, 50)])

@@ -12,23 +12,19 @@ READS = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "line
 
 
 class Modulation(nn.Module):
-    """FLUX.2's modulation, of which parts are neutral (`off`), learned but the same at all times (`still`), or, where
-    they multiply, one number for all channels (`scalar`).
+    """FLUX.2's modulation, of which parts are neutral (`off`) or, where they multiply, one number for all channels
+    (`scalar`).
     """
 
-    def __init__(self, inner, width, off=(), still=(), scalar=False):
+    def __init__(self, inner, width, off=(), scalar=False):
         super().__init__()
         self.inner, self.width, self.off, self.scalar = inner, width, off, scalar
-        constant = {part: torch.full((inner.mod_param_sets, width), NEUTRAL[part]) for part in still}
-        self.still = nn.ParameterDict(constant)
 
     def forward(self, temb):
         parts = dict(zip(NEUTRAL, self.inner(temb).unflatten(-1, (-1, 3, self.width)).unbind(-2), strict=True))
         for name, moving in parts.items():  # B sets D
             if name in self.off:
                 parts[name] = torch.full_like(moving, NEUTRAL[name])
-            elif name in self.still:
-                parts[name] = self.still[name].to(moving).expand_as(moving)
             elif self.scalar and name != "shift":
                 parts[name] = moving.mean(-1, keepdim=True).expand_as(moving)
         return torch.stack(list(parts.values()), -2).flatten(1)
@@ -45,10 +41,10 @@ class Unmodulated(nn.Module):
         return self.norm(x)
 
 
-def modulate(model, off=(), still=(), scalar=False):
+def modulate(model, off=(), scalar=False):
     """Swap the modulations; where gates do not open from zero, what a block adds starts at zero instead."""
     for name in MODULATIONS:
-        setattr(model, name, Modulation(getattr(model, name), model.inner_dim, off, still, scalar))
+        setattr(model, name, Modulation(getattr(model, name), model.inner_dim, off, scalar))
     if "scale" in off:
         model.norm_out = Unmodulated(nn.LayerNorm(model.inner_dim, elementwise_affine=False))
     elif scalar:  # the scale of the last norm, too
@@ -58,29 +54,10 @@ def modulate(model, off=(), still=(), scalar=False):
             return torch.cat([scale.mean(1, keepdim=True).expand_as(scale), shift], 1)
 
         model.norm_out.linear.register_forward_hook(one_scale)
-    if "gate" in (*off, *still):
+    if "gate" in off:
         for name, parameter in model.named_parameters():
             if "blocks." in name and residual_side(name) == "out":
                 nn.init.zeros_(parameter)
-
-
-def per_block(model, blocks):
-    """A modulation of its own for every block, in the place of the shared ones."""
-    last = {}
-    model.time_guidance_embed.register_forward_hook(lambda module, args, out: last.update(temb=out))
-
-    def own(block, args, kwargs):
-        return args, kwargs | {name: part(last["temb"]) for name, part in block.modulation.items()}
-
-    for block in blocks:
-        sets = {"temb_mod_img": 2, "temb_mod_txt": 2} if hasattr(block, "norm1") else {"temb_mod": 1}
-        kind = type(model.single_stream_modulation)
-        block.modulation = nn.ModuleDict({name: kind(model.inner_dim, n) for name, n in sets.items()})
-        for parameter in block.modulation.parameters():
-            nn.init.zeros_(parameter)
-        block.register_forward_pre_hook(own, with_kwargs=True)
-    for name in MODULATIONS:
-        getattr(model, name).requires_grad_(False)
 
 
 class GatedNorm(nn.Module):
@@ -97,29 +74,12 @@ class GatedNorm(nn.Module):
         return x * 2 * torch.sigmoid(self.up(F.silu(self.down(x))))
 
 
-def renorm(model, blocks, kind: str):
-    """Another norm where blocks read the residual ("rms", "none", "gated"), or one more where they write: of the whole
-    residual after each block ("post"), or of what a block adds ("sandwich").
-    """
-    width = model.inner_dim
-
-    def normed(module, args, out):
-        return tuple(F.layer_norm(x, (width,)) for x in out) if isinstance(out, tuple) else F.layer_norm(out, (width,))
-
-    if kind in ("post", "sandwich"):
-        parts = [getattr(block, name, None) for block in blocks for name in ("attn", "ff", "ff_context")]
-        for module in blocks if kind == "post" else filter(None, parts):
-            module.register_forward_hook(normed)
-        return
-    norms = {
-        "rms": lambda: nn.RMSNorm(width, eps=1e-6, elementwise_affine=False),
-        "none": nn.Identity,
-        "gated": lambda: GatedNorm(width),
-    }
+def gate_norms(model, blocks):
+    """A gated norm wherever a block reads the residual."""
     for block in blocks:
         for name in ("norm", "norm1", "norm1_context", "norm2", "norm2_context"):
             if hasattr(block, name):
-                setattr(block, name, norms[kind]())
+                setattr(block, name, GatedNorm(model.inner_dim))
 
 
 def add_biases(model, blocks):
@@ -167,21 +127,3 @@ def rotate(model, seed: int = 0):
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and (side := residual_side(name)):
             parametrize.register_parametrization(module, "weight", Rotated(q, side))
-
-
-def permutation(width: int, seed: int) -> torch.Tensor:
-    """Where a gate's rows go when they are permuted: row i goes to place permutation[i]."""
-    return torch.randperm(width, generator=torch.Generator().manual_seed(1000 + seed))
-
-
-@torch.no_grad()
-def permute_gates(net, optimisers, seed: int):
-    """Permute the rows of all gates' projections, and what the optimiser remembers of them."""
-    for name, weight in net.named_parameters():
-        if "modulation" in name:
-            width = net.transformer.inner_dim
-            to = permutation(width, seed).to(weight.device)
-            states = [one.state[weight] for one in optimisers if weight in one.state]
-            for tensor in [weight, *(x for state in states for x in state.values() if x.shape == weight.shape)]:
-                gate = tensor.view(-1, 3, width, tensor.shape[-1])[:, 2]
-                gate[:, to] = gate.clone()

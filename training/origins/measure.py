@@ -12,7 +12,6 @@ from massact_utils.measures import masks
 from massact_utils.probes.arms import Arm
 
 from ..loop import DEVICE
-from .changes import permutation
 from .networks import GRID, ONE_PROJECTION, modulated
 
 SIGMAS, K, DRAWS = (0.2, 0.5, 0.8), 12, 8  # noise levels, channels in the top set, draws of others
@@ -32,14 +31,13 @@ class SecondMoment:
 
 
 @torch.no_grad()
-def error(net, scenes, sigma, change, *probes, rows=slice(None)) -> float:
+def error(net, scenes, sigma, *probes, rows=slice(None)) -> float:
     """Mean squared error of the velocity on fresh noised scenes, with probes attached; the noise is always the same."""
     x, text = scenes.batch(rows)
-    text = scenes.empty.float().to(DEVICE).expand_as(text) if change.get("unconditional") else text
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(7)).to(DEVICE)
     noisy, at = x + sigma * (noise - x), torch.full((len(x),), sigma, device=DEVICE)
     with mu.attach(net.transformer, *probes) if probes else nullcontext():
-        velocity = net.velocity(noisy, at, text)
+        velocity = net(noisy, at, text)
     return float((velocity - noise + x).square().mean())
 
 
@@ -58,13 +56,13 @@ def concentration(moment) -> dict:
 class Course:
     """At each step it is called: loss, concentration, |gate| and |h| of all channels, on 32 fresh scenes, sigma 0.5."""
 
-    def __init__(self, net, scenes, change):
-        self.net, self.scenes, self.change, self.rows, self.sizes, self.gates = net, scenes, change, [], {}, {}
+    def __init__(self, net, scenes):
+        self.net, self.scenes, self.rows, self.sizes, self.gates = net, scenes, [], {}, {}
 
     def __call__(self, step):
         probe = SecondMoment()
         with modulated(self.net) as factors:
-            loss = error(self.net, self.scenes, 0.5, self.change, probe, rows=slice(32))
+            loss = error(self.net, self.scenes, 0.5, probe, rows=slice(32))
         self.rows.append(dict(step=step, measure="course: loss", value=loss))
         self.sizes[step] = np.stack([m.diagonal().sqrt().cpu() for m in probe.moments.values()])  # layer D
         self.gates[step] = {i: factor[..., 2, :].abs().mean((0, 1)).cpu().numpy() for i, factor in factors.items()}
@@ -84,22 +82,17 @@ class Course:
                     ratio = np.log2((values + 1e-9) / np.median(values))
                     key = dict(step=step, layer=layer, measure=f"course: {name} of top")
                     rows += [key | dict(channel=c, value=ratio[c]) for c in order[:K]]
-        half = min(self.sizes, key=lambda step: abs(step - last / 2))
-        before, after = (set(self.sizes[step][layer].argsort()[::-1][:K]) for step in (half, last))
-        to = permutation(len(order), self.change.get("seed", 0)).tolist()
-        ends = {"top kept since half": before, "top moved with the gate": {to[c] for c in before}}
-        rows += [dict(step=last, layer=layer, measure=m, value=len(of & after) / K) for m, of in ends.items()]
         return pd.DataFrame(rows).assign(sigma=0.5)
 
 
-def measure(net, own, plain, more, change) -> pd.DataFrame:
+def measure(net, own, plain, more, sigmas=SIGMAS) -> pd.DataFrame:
     """Everything that is measured at the end of a training: rows (layer, sigma, channel, measure, value)."""
     tables = []
-    for sigma in (0.5,) if change.get("one_sigma") else SIGMAS:
+    for sigma in sigmas:
         stats, moment, average = mu.ChannelStats(), SecondMoment(), mu.ChannelStats()
-        error(net, more, sigma, change, average)
+        error(net, more, sigma, average)
         with modulated(net) as factors:
-            rows = [dict(measure="loss", value=error(net, own, sigma, change, stats, moment))]
+            rows = [dict(measure="loss", value=error(net, own, sigma, stats, moment))]
         data = stats.dataset().isel(branch=0, step=0)
         scores = data.mean_abs.mean("image")
         sets = {which: mu.select_channels(scores, K, which=which) for which in ("top", "bottom")}
@@ -115,14 +108,14 @@ def measure(net, own, plain, more, change) -> pd.DataFrame:
             edits += [(which, "no pattern", "flat"), (which, "no level", "average level")]  # as the table names them
         for which, name, edit in edits:
             edit = mu.Disrupt(Arm(sets[which], edit, levels=levels))
-            rows.append(dict(measure=f"loss: {name}, {which}", value=error(net, own, sigma, change, edit)))
+            rows.append(dict(measure=f"loss: {name}, {which}", value=error(net, own, sigma, edit)))
         if net.family not in ONE_PROJECTION:
             for which in ["gate's largest", *(f"others of the gate {i}" for i in range(DRAWS))]:
                 with modulated(net, closed(which, factors)):
-                    rows.append(dict(measure=f"loss: {which}", value=error(net, own, sigma, change)))
+                    rows.append(dict(measure=f"loss: {which}", value=error(net, own, sigma)))
         for which in [name for name in sets if name != "bottom"]:
             record = mu.Record(sets[which].drop_vars("step", errors="ignore"))
-            error(net, plain, sigma, change, record)
+            error(net, plain, sigma, record)
             values = overlap(record, plain.subject).items()
             rows += [dict(layer=layer, measure=f"mIoU (oracle), {which}", value=value) for layer, value in values]
         tables.append(pd.DataFrame(rows).assign(sigma=sigma))

@@ -99,52 +99,30 @@ def blocks_of(model) -> list[nn.Module]:
 class Net(nn.Module):
     """A transformer and what a change puts around it.
 
-    `change` may name a family, and of FLUX.2's class: modulation parts that are `off`, `still` or one `scalar` for all
-    channels, modulation `per_block`, a `norm`, a learned `bias` after each block, the number of `registers`, `rotated`
-    weights; a `target` ("velocity", "image", "noise") with a `skip` from the noisy latents; `no_text`.
+    `change` may name a family, and of FLUX.2's class: modulation parts that are `off` or one `scalar` for all channels,
+    a `gated_norm`, a learned `bias` after each block, `rotated` weights.
     """
 
     def __init__(self, change: dict):
         super().__init__()
-        self.family, self.target = change.get("family", "flux2"), change.get("target", "velocity")
-        self.skip, self.no_text = change.get("skip", False), change.get("no_text", False)
+        self.family = change.get("family", "flux2")
         self.transformer = model = build(self.family, change.get("width", 128))
         start(model)
         self.time_token = "shift" in change.get("off", ())
-        if change.keys() & {"off", "still", "scalar"}:
-            changes.modulate(model, change.get("off", ()), change.get("still", ()), change.get("scalar", False))
-        if change.get("per_block"):
-            changes.per_block(model, blocks_of(model))
-        if change.get("norm"):
-            changes.renorm(model, blocks_of(model), change["norm"])
+        if change.keys() & {"off", "scalar"}:
+            changes.modulate(model, change.get("off", ()), change.get("scalar", False))
+        if change.get("gated_norm"):
+            changes.gate_norms(model, blocks_of(model))
         if change.get("bias"):
             changes.add_biases(model, blocks_of(model))
-        registers = change.get("registers", 0)
-        self.registers = nn.Parameter(0.02 * torch.randn(registers, TEXT)) if registers else None
         if change.get("rotated"):
             changes.rotate(model)
 
     def forward(self, noisy, sigma, text, cells=slice(None)):
-        """What is predicted of noisy latents (B, N, 32) at sigma (B,), given text states (B, T, 288)."""
-        text = 0 * text[:, :1] if self.no_text else text
-        if self.registers is not None:
-            text = torch.cat([self.registers.expand(len(text), -1, -1).to(text), text], 1)
+        """The velocity, noise minus image, of noisy latents (B, N, 32) at sigma (B,), given text states (B, T, 288)."""
         if self.time_token:
             text = torch.cat([get_timestep_embedding(1000 * sigma, TEXT, True, 0)[:, None].to(text), text], 1)
-        predicted = call(self.family, self.transformer, noisy, sigma, text, cells)
-        return predicted + self.skip_factor(sigma.view(-1, 1, 1)) * noisy if self.skip else predicted
-
-    def skip_factor(self, sigma):
-        """The factor with which the noisy latents alone predict the target best, were latents white."""
-        numerator = {"velocity": 2 * sigma - 1, "image": 1 - sigma, "noise": sigma}[self.target]
-        return numerator / (sigma**2 + (1 - sigma) ** 2)
-
-    def velocity(self, noisy, sigma, text):
-        """The prediction as a velocity, noise minus image, whatever is the target."""
-        predicted, s = self(noisy, sigma, text), sigma.view(-1, 1, 1)
-        if self.target == "velocity":
-            return predicted
-        return (noisy - predicted) / s if self.target == "image" else (predicted - noisy) / (1 - s)
+        return call(self.family, self.transformer, noisy, sigma, text, cells)
 
 
 def start(model):

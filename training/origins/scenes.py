@@ -39,21 +39,18 @@ def draw(scenes, ground, seed):
     with mock.patch.dict(toyworld.SHAPES, outside) if ground == "textures" else nullcontext():
         images, parts, _ = toyworld.render(scenes, seed=seed, size=8 * GRID)
     subject = parts["subject"]
-    if ground in ("constant", "per token"):
-        colours = np.random.default_rng(seed).integers(0, 256, (len(images), GRID, GRID, 3), np.uint8)
-        colours = np.full_like(colours, 128) if ground == "constant" else colours
-        images = np.where(subject[..., None], images, colours.repeat(8, 1).repeat(8, 2))
+    if ground == "constant":
+        images = np.where(subject[..., None], images, np.uint8(128))
     return images, subject
 
 
 @torch.no_grad()
 def encode(pipe, n, *, seed, split="train", ground="drawn") -> Scenes:
-    """n scenes through a pipeline's autoencoder and text encoder; a mean removed is taken from each image's latents."""
+    """n scenes through a pipeline's autoencoder and text encoder."""
     parts, scenes = [], toyworld.sample(n, seed=seed, split=split)
     for i in range(0, n, 128):
         images, subject = draw(scenes[i : i + 128], ground, seed + i)
         z = noise.encode(pipe, list(images), *images.shape[1:3]).flatten(2).mT  # B N C
-        z = z - z.mean(1, keepdim=True) if ground == "mean removed" else z
         text = text_states(pipe, [toyworld.caption(scene) for scene in scenes[i : i + 128]])
         subject = torch.from_numpy(masks.coverage(subject, (GRID, GRID))).flatten(1)
         parts.append((z.half().cpu(), text, subject))

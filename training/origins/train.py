@@ -1,7 +1,7 @@
 """Train small transformers of diffusers' classes, each with one change, and measure their massive activations.
 
     python -m training origins --list                        # the plan, and what is done
-    python -m training origins essential                     # every variant and seed of the first half
+    python -m training origins                               # every variant and seed
     python -m training origins base rotated --seeds 0 1      # some of them
 
 What is trained, why, and what would refute it stands in data/origins/plan.toml, written before any training. All but
@@ -29,14 +29,13 @@ import massact_utils as mu
 from massact_utils.places import atomic_write
 
 from ..loop import DEVICE, autocast
-from .changes import permute_gates
 from .measure import SIGMAS, Course, measure
 from .networks import GRID, Net
 from .scenes import model_digest, splits
 
 STEPS, BATCH, SCENES, SEEDS = 1200, 32, 8192, 3  # of the whole plan
 EVERY = 25  # steps between two measurements
-RATE = {"adamw": 1.5e-3, "sgd": 0.2, "muon": 0.01}
+RATE = {"adamw": 1.5e-3, "muon": 0.01}
 TABLE = mu.places.data("origins", "origins.parquet")
 TYPES = {"variant": "category", "seed": "int8", "step": "int16", "layer": "int8", "sigma": "float32"}
 TYPES |= {"channel": "int16", "measure": "category", "value": "float32"}
@@ -46,7 +45,7 @@ warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # 
 
 
 def plan() -> dict:
-    """The plan: variant -> part, change, question, note, claims, refuted; architectures have their claims in common."""
+    """The plan: variant -> change, question, note, claims, refuted; architectures have their claims in common."""
     text = tomllib.loads(mu.places.data("origins", "plan.toml").read_text())
     rows = {row.pop("variant"): {"claims": text["architectures"]} | row for row in text["variants"]}
     return {name: {"note": "", "refuted": "", "change": {}} | row for name, row in rows.items()}
@@ -57,22 +56,20 @@ def plan() -> dict:
 
 def optimisers(net, change) -> list:
     """One optimiser for all weights, AdamW unless the change says otherwise; Muon takes matrices inside the blocks."""
-    kind, decay = change.get("optimiser", "adamw"), change.get("decay", 0.01)
+    kind, decay = change.get("optimiser", "adamw"), 0.01
     inside, matrices, vectors = [], [], []
     for name, p in net.named_parameters():
         if p.requires_grad:
             muon = kind == "muon" and p.ndim == 2 and "blocks." in name
             (inside if muon else matrices if p.ndim > 1 else vectors).append(p)
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    if kind == "sgd":
-        return [torch.optim.SGD(groups, lr=RATE["sgd"], momentum=0.9)]
     muon = [torch.optim.Muon(inside, lr=RATE["muon"], weight_decay=decay)] if inside else []
     return [*muon, torch.optim.AdamW(groups, lr=RATE["adamw"], betas=(0.9, 0.98))]
 
 
 @sdpa_kernel(SDPBackend.MATH)  # on a CPU the other one's backward takes 8 times as long in bfloat16
 def sample_loss(net, scenes, change, generator, batch=BATCH, forward=None):
-    """The loss of one batch: the mean squared error of what the net is to predict, as the change says.
+    """The loss of one batch: the mean squared error of the velocity.
 
     `forward` may be the net, compiled.
     """
@@ -83,16 +80,14 @@ def sample_loss(net, scenes, change, generator, batch=BATCH, forward=None):
     if change.get("weighted"):
         weight = 1 + 3 * (scenes.subject[rows][:, cells].to(DEVICE) > 0.25).float()
         weight = (weight / weight.mean(1, keepdim=True))[..., None]
-    dropped = torch.rand(batch, generator=generator) < (1.0 if change.get("unconditional") else 0.1)
+    dropped = torch.rand(batch, generator=generator) < 0.1
     text = torch.where(dropped.to(DEVICE)[:, None, None], scenes.empty.float().to(DEVICE), text)
     sigma = torch.sigmoid(0.4 + torch.randn(batch, generator=generator)).to(DEVICE)
-    sigma = torch.full_like(sigma, 0.5) if change.get("one_sigma") else sigma
     noise = torch.randn(x.shape, generator=generator).to(DEVICE)
     noisy = x + sigma.view(-1, 1, 1) * (noise - x)
     with autocast():
         predicted = (net if forward is None else forward)(noisy, sigma, text, cells)
-    target = {"velocity": noise - x, "image": x, "noise": noise}[net.target]
-    return ((predicted.float() - target).square() * weight).mean()
+    return ((predicted.float() - noise + x).square() * weight).mean()
 
 
 def window(scenes, rows, corner):
@@ -117,8 +112,6 @@ def train(net, scenes, change, *, steps, seed=0, batch=BATCH, watch=None, forwar
     for step in (bar := tqdm(range(steps), mininterval=5, disable=None)):
         if watch is not None and step % EVERY == 0:
             watch(step)
-        if change.get("permuted") and step == steps // 2:
-            permute_gates(net, own, seed)
         loss = sample_loss(net, scenes, change, torch.Generator().manual_seed(1_000_003 * seed + step), batch, forward)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -143,14 +136,14 @@ def recipe(steps, scenes) -> dict:
 
 def run(variant, seed, steps, scenes) -> pd.DataFrame:
     """Train one variant with one seed, and measure it: rows of the table."""
-    change = plan()[variant]["change"] | {"seed": seed}
+    change = plan()[variant]["change"]
     own, fresh, plain, more = splits(change, scenes)
     torch.manual_seed(seed)
     net = Net(change).to(DEVICE)
-    course, compiled = Course(net, fresh, change), torch.compile(net, dynamic=False)
+    course, compiled = Course(net, fresh), torch.compile(net, dynamic=False)
     train(net, own, change, steps=steps, seed=seed, watch=course, forward=compiled)
     net.eval()
-    table = pd.concat([course.table(), measure(net, fresh, plain, more, change).assign(step=steps)])
+    table = pd.concat([course.table(), measure(net, fresh, plain, more).assign(step=steps)])
     return table.assign(variant=variant, seed=seed)
 
 
@@ -183,16 +176,16 @@ def main(words: list[str] | None = None) -> None:
         prog="python -m training origins", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help="variants of the plan, or its halves: essential, rest")
+    add("names", nargs="*", metavar="NAME", help="variants of the plan; all when none is named")
     add("--list", action="store_true", help="print the plan and what is done, and train nothing")
     add("--seeds", type=int, nargs="+", default=range(SEEDS))
     add("--steps", type=int, default=STEPS, help=f"of {BATCH} samples; fewer than {STEPS} are a trial")
     add("--scenes", type=int, default=SCENES, help="training scenes, drawn once")
     add("--table", type=Path, default=TABLE)
     args = parser.parse_args(words)
-    if unknown := set(args.names) - {*rows, "essential", "rest"}:
-        parser.error(f"{', '.join(unknown)}: not in plan.toml, which has essential, rest, {', '.join(rows)}")
-    chosen = [name for name in rows if not args.names or {name, rows[name]["part"]} & set(args.names)]
+    if unknown := set(args.names) - {*rows}:
+        parser.error(f"{', '.join(unknown)}: not in plan.toml, which has {', '.join(rows)}")
+    chosen = [name for name in rows if not args.names or name in args.names]
     made, folder = recipe(args.steps, args.scenes), mu.places.runs() / "origins"
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -206,7 +199,7 @@ def main(words: list[str] | None = None) -> None:
     if args.list:
         for name in chosen:
             row, ready = rows[name], sum((name, seed) in finished for seed in args.seeds)
-            print(f"{name:18} {row['part']:9} {ready} of {len(args.seeds)}  {row['question']} {row['change'] or ''}")
+            print(f"{name:18} {ready} of {len(args.seeds)}  {row['question']} {row['change'] or ''}")
         return
     for seed, name in itertools.product(args.seeds, chosen):
         with suppress(Timeout), FileLock(folder / f"{name}-{seed}.lock", timeout=0):  # held: another process is at it

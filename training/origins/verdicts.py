@@ -18,7 +18,6 @@ LABELS = {  # the plan's measures, and what they are made of
     "gate": "rank correlation with the gate",
     "growth": "growth toward the image, log2",
     "lead": "gate first minus channel first",
-    "moved": "moved with the gate minus stayed",
     "mIoU top": "mIoU, top",
     "mIoU outside": "mIoU, outside",
 }
@@ -78,7 +77,6 @@ def numbers_of(ends: pd.DataFrame) -> pd.Series:
         "gate": mean("gate: rank correlation"),
         "gate's largest": added("gate's largest"),
         "others of the gate": (mean("loss: others of the gate") - loss.mean()) / loss.mean(),
-        "moved": (values["top moved with the gate"] - values["top kept since half"]).mean(),
         "growth": np.log2(peaks.iloc[0] / peaks.iloc[-1]),
     }
     row["need"] = row["zero top"] - row["zero outside"]
@@ -91,7 +89,8 @@ def lead(table: pd.DataFrame) -> pd.Series:
     """Whether the gate comes before the channel, in the middle layer; (variant, seed), nan where there is no gate.
 
     Of the 12 channels that end largest, those count that pass twice the median channel for good. The share whose gate
-    did so before them, minus the share whose gate did so after them or never.
+    did so before them, minus the share whose gate did so after them or never. Where fewer than half of the gates ever
+    do, there is no order to tell, and it is nan.
     """
     channel, gate = names = ["course: activation of top", "course: gate of top"]
     rows = table[table.measure.isin(names)].astype({"variant": str, "measure": str})
@@ -102,7 +101,8 @@ def lead(table: pd.DataFrame) -> pd.Series:
     last = under.mul(steps + 1, axis=0).groupby(level=[*RUN, "channel"]).max()
     last = last.where(last.le(steps.groupby(level=[*RUN, "channel"]).max(), axis=0), np.inf)  # else it never passes
     passed = last[np.isfinite(last[channel])]
-    return np.sign(passed[channel] - passed[gate]).groupby(level=RUN).mean().rename("lead")
+    ordered = np.isfinite(passed[gate]).groupby(level=RUN).mean() >= 0.5
+    return np.sign(passed[channel] - passed[gate]).groupby(level=RUN).mean().where(ordered).rename("lead")
 
 
 def at_equal_loss(table: pd.DataFrame) -> pd.DataFrame:
@@ -162,7 +162,11 @@ def compared(table, variant, claim) -> tuple[pd.Series, float]:
     own, base = (table.xs(name).dropna(subset=[claim["measure"]]) for name in (variant, "base"))
     shared = own.index.intersection(base.index)
     own, base = own.loc[shared], base.loc[shared]
-    values = own[claim["measure"]] - (base[claim["measure"]] if claim["against"] == "base" else 0)
+    values = own[claim["measure"]]
+    if claim["against"] == "ratio":
+        values = values / base[claim["measure"]]
+    elif claim["against"] == "base":
+        values = values - base[claim["measure"]]
     return values, own.loss.mean() / base.loss.mean() if len(shared) else np.nan
 
 
@@ -202,18 +206,26 @@ def sentence(rows: pd.DataFrame) -> str:
 
 
 def adam_or_modulation(rows: pd.DataFrame) -> str:
-    """What the four corners of the two-by-two design say together, in one sentence."""
+    """What the four corners of the two-by-two design say together, in one sentence or two."""
     peaks = rows[rows.measure == "peak"].set_index("variant")
-    corners = [peaks.verdict.get(name) for name in ("rotated", "scalar", "rotated-scalar")]
-    if not {*corners} <= {"holds", "contradicted"}:
-        return "What we now know: the trainings do not yet tell Adam and modulation apart."
+    names = ("rotated", "scalar", "rotated-scalar")
+    if not {*(corners := [peaks.verdict.get(name) for name in names])} <= {"holds", "contradicted"}:
+        return "The trainings do not yet tell Adam and modulation apart."
     adam, modulation, both = (verdict == "holds" for verdict in corners)
+    left = [f"{2 ** peaks.value[name]:.0%}" for name in names]
+    text = (
+        f"Of the base's peak {left[0]} was left where the optimiser saw rotated axes, {left[1]} where modulation "
+        f"scaled all channels alike, and {left[2]} with both. So the peak "
+    )
     if adam == modulation:
-        needed = "both" if adam else "one of the two" if both else "neither"
-        text = f"of Adam's axes and modulation's massive channels need {needed}"
-    else:
-        needed, other = ("Adam", "modulation") if adam else ("modulation", "Adam")
-        text = f"massive channels need {needed}'s axes, and not {other}'s"
-        if peaks.high["rotated-scalar"] < peaks.low["rotated" if adam else "scalar"]:
-            text += f"; without {needed}'s, {other}'s still make them larger"
-    return f"What we now know: {text}."
+        return text + f"needs {'both' if adam else 'one of the two' if both else 'neither'}."
+    needed, other = (
+        ("Adam's axes", "modulation's") if adam else ("a modulation with a number for every channel", "Adam's axes")
+    )
+    more = bool(peaks.high["rotated-scalar"] < peaks.low["rotated" if adam else "scalar"])
+    return (
+        text
+        + f"hangs on {needed}, and then not on {other}"
+        + "; without it, those still add to it." * more
+        + "." * (not more)
+    )
