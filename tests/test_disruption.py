@@ -9,8 +9,9 @@ import xarray as xr
 
 import massact_utils as mu
 import tiny
-from massact_utils.probes.arms import EDITS, Arm
+from massact_utils.probes.arms import Arm
 from massact_utils.probes.channels import matched_channels, removed
+from massact_utils.ranges import EDITS
 
 WIDTH, TOKENS = 8, 15
 
@@ -269,12 +270,12 @@ def test_nothing_is_read_from_the_device_inside_a_block(edit):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"edit": "none"}, "'none'.*'zero', .*'flat'"),
+        ({"edit": "none"}, "edit = 'none' .*zero; zero, same norm; flat"),
         ({"edit": "average level"}, r"'average level' needs the data set's levels .* got None"),
         ({"edit": "flat at average level", "levels": LEVELS.expand_dims(image=2)}, r"mean\('image'\)"),
         ({"edit": "two values"}, "needs the subject's mask"),
         ({"edit": "two values", "mask": 2 * np.ones((2, 2))}, "from 0 to 1"),
-        ({"edit": "shuffled", "seed": -1}, "seed -1"),
+        ({"edit": "shuffled", "seed": -1}, "seed = -1"),
         ({"dose": 1.5}, "1.5"),
         ({"dose": float("nan")}, "nan"),
         ({"dose": xr.DataArray([1.0], dims="rank")}, "step and layer; dims .'rank'"),
@@ -292,8 +293,10 @@ def test_what_does_not_fit_is_refused(tokens):
     for arguments in ({}, {"channels": [1], "arms": [Arm([1])]}):
         with pytest.raises(ValueError, match="either channels"):
             mu.Disrupt(**arguments)
-    with pytest.raises(ValueError, match=r"an Arm with channels, or None; got \[1\]"):
+    with pytest.raises(ValueError, match=r"arms = \[\[1\]\] are none; give an Arm"):
         mu.Disrupt(arms=[[1]])
+    with pytest.raises(ValueError, match="an arm of a disruption has channels"):
+        mu.Disrupt(arms=[Arm()])
     unmeasured = LEVELS.copy()
     unmeasured[:, :, 1] = np.nan
     for probe, named in (

@@ -141,8 +141,8 @@ def test_text_stream_is_the_dual_blocks_text(klein):
         (dict(layers=[0, -6]), "layer -6 does not exist"),
         (dict(layers=slice(7, 9)), "name none of the 5"),
         (dict(layers=[]), "empty"),
-        (dict(branch="left"), "'left' is unknown; allowed: 'cond', 'uncond'"),
-        (dict(stream="sound"), "'sound' is unknown"),
+        (dict(branch="left"), "branch = 'left' is not possible; allowed: cond, uncond"),
+        (dict(stream="sound"), "stream = 'sound' is not possible; allowed: image, text"),
     ],
 )
 def test_what_does_not_exist_is_refused_before_generating(klein, arguments, message):
@@ -346,7 +346,7 @@ def test_a_record_of_given_channels_takes_the_first_k():
     record = mu.Record(xr.DataArray([3, 0, 2], dims="rank"), k=2)
     record(torch.ones(1, 6, 4), site_of())
     assert record[0, 0][0].tolist() == [[3, 0]]
-    with pytest.raises(ValueError, match="k = 4 channels cannot be kept; allowed: 1 to 3"):
+    with pytest.raises(ValueError, match="k = 4 is not possible; allowed: 1 to 3"):
         mu.Record(xr.DataArray([3, 0, 2], dims="rank"), k=4)
 
 

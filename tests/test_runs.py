@@ -412,13 +412,17 @@ def test_any_value_that_json_can_hold_is_a_parameter(tmp_path, value):
 def test_bad_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"out_dir = None; take one from"):
         mu.Run(None, {})
-    with pytest.raises(ValueError, match=r"seed = 1\.7 is not possible; it has to be an integer"):
+    with pytest.raises(ValueError, match=r"seed = 1\.7 is not possible; allowed: 0 to"):
         mu.Run(tmp_path, {"seed": 1.7})
     run = mu.Run(tmp_path, {"seed": np.int64(3)})
     (batch,) = run.pending("a red fox", name="one")
     assert batch.prompts == ["a red fox"] and batch.seeds == [3]
-    for prompts, size in (([], 4), (PROMPTS, 0), (PROMPTS, 2.5)):
-        with pytest.raises(ValueError, match="give at least one of each"):
+    for prompts, size, said in (
+        ([], 4, r"prompts = \[\] are none"),
+        (PROMPTS, 0, "size = 0"),
+        (PROMPTS, 2.5, "size = 2.5"),
+    ):
+        with pytest.raises(ValueError, match=said):
             run.pending(prompts, size)
     for name in ("../x", "/tmp/x"):
         with pytest.raises(ValueError, match="leaves the folder of results"):

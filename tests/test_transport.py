@@ -471,7 +471,7 @@ def test_a_missing_step_or_layer_is_named():
         (dict(dose=1.5), "1.5 is not from 0 to 1"),
         (dict(mask=np.ones(4)), r"mask \(4,\)"),
         (dict(mask=2 * np.ones((2, 4))), "from 0 to 1"),
-        (dict(part="half"), "'half' is unknown; allowed: 'both', 'level', 'pattern'"),
+        (dict(part="half"), "'half' is not possible; allowed: both, level, pattern"),
         (dict(arms=[Arm(first=3)]), "first 3: the record has 1 images and 2 channels"),
         (dict(arms=[Arm(image=1)]), "image 1, first None: the record has 1 images"),
         (dict(arms=[Arm(offset=(2, 0))]), r"offset \(2, 0\) leaves the grid of 2 x 4 tokens"),

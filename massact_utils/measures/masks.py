@@ -8,11 +8,9 @@ import xarray as xr
 from skimage.transform import resize_local_mean
 
 from ..probes.record import Record
+from ..ranges import POLARITIES, check
 from . import clusters
 
-METHODS = ("kmeans", "pca", "border")
-SCALINGS = ("minmax", "standard")
-POLARITIES = ("heat", "total", "border", "centre")
 DEFAULTS = dict(ranks=None, method="kmeans", scaling="minmax")  # what an arm may choose
 AT_ONCE = 2**26  # recorded values that are clustered at once: 256 MiB in float32
 
@@ -35,7 +33,11 @@ def token_masks(record, *, layer, step=-1, ranks=None, method="kmeans", scaling=
     Raises ValueError for an unknown method, scaling or polarity and for values that are not finite; RuntimeError for an
     empty record, KeyError for a site that was not recorded, IndexError for ranks that do not exist.
     """
-    _check(method=method, scaling=scaling, polarity=polarity)
+    check(method=method, scaling=scaling, polarity=polarity)
+    for name, place in [("layer", layer), ("step", step), *(("ranks", rank) for rank in ranks or ())]:
+        check(**{name: (place, -(10**6), 10**6)})
+    if not isinstance(record, Record):
+        raise TypeError(f"record = {record!r} is none; give a mu.Record, or as_record(...)")
     record.finished()  # an error for one that has seen nothing
     site = _recorded(step, record.steps), _recorded(layer, record.layers)
     side, heat = _split(_tokens(record, [site], ranks), scaling, [method], record.grid)[method]
@@ -55,7 +57,7 @@ def overlaps(record, subject, arms: dict) -> xr.DataArray:
     fixed = {name: arm for name, arm in arms.items() if not isinstance(arm, dict)}
     groups = {}  # arms that look at the same channels on the same scale
     for name, arm in ((name, DEFAULTS | arm) for name, arm in arms.items() if name not in fixed):
-        _check(method=arm["method"], scaling=arm["scaling"])
+        check(method=arm["method"], scaling=arm["scaling"])
         ranks = None if arm["ranks"] is None else tuple(map(index, arm["ranks"]))
         groups.setdefault((ranks, arm["scaling"]), {})[name] = arm["method"]
     sites = [(step, layer) for layer in record.layers for step in record.steps]
@@ -176,14 +178,6 @@ def _recorded(chosen: int, known: list[int]) -> int:
     """A recorded step or layer; a negative one counts from the last."""
     chosen = index(chosen)
     return known[chosen] if -len(known) <= chosen < 0 else chosen
-
-
-def _check(**chosen) -> None:
-    """Raises ValueError for an unknown method, scaling or polarity."""
-    for name, value in chosen.items():
-        allowed = {"method": METHODS, "scaling": SCALINGS, "polarity": POLARITIES}[name]
-        if value not in allowed:
-            raise ValueError(f"{name} {value!r} is unknown; allowed: {', '.join(allowed)}")
 
 
 def _tokens(record, sites, ranks) -> torch.Tensor:

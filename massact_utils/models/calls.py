@@ -40,6 +40,7 @@ class CallTracker(ExitStack):
             raise ValueError(f"rows {rows!r} are no branches; allowed: a tuple of {ROWS}, one for each part of a batch")
         self.pipe = None if isinstance(pipe, torch.nn.Module) else pipe
         self.transformers, self.chosen, self.rows = transformers_of(pipe), steps, rows and (*rows,)
+        pick("step", steps, sys.maxsize)  # an error now for what names none
         self.layout = self.branches = self.schedule = self.name = self.first = None
         self.running, self.images, self.seen, self.sums = [], {}, {}, {}
         self.passes = self.ran = 0

@@ -5,6 +5,7 @@ from math import prod
 
 import torch
 
+from ..ranges import check
 from .calls import CallTracker
 from .families import blocks, pick
 from .load import format_bytes, generate, weight_bytes
@@ -52,9 +53,9 @@ def cost(pipe, images, *probes, written=None, at_once: int = 1, layers=None, ste
     tokens)`. `written` are those whose results go to disk, by default all. `call` goes to `generate`. Raises ValueError
     for counts below 1, and what `generate` and `attach` raise.
     """
-    loops, listed, forwards = [images] if isinstance(images, int) else list(images), blocks(pipe), []
-    if at_once < 1 or not loops or min(loops) < 1:
-        raise ValueError(f"images {images!r}, {at_once} at once; give at least one of each")
+    loops, listed, forwards = list(images) if hasattr(images, "__iter__") else [images], blocks(pipe), []
+    for n in loops or [0]:
+        check(images=(n, 1, 10**9), at_once=(at_once, 1, 10**9))
 
     def stop(*args, **kwargs):
         raise _Enough

@@ -259,19 +259,18 @@ def pick(what: str, chosen, n: int | None):
     >>> pick("layer", [0, -1], 5)
     [0, 4]
     """
-    if chosen is None or isinstance(chosen, slice):
-        picked = range(n)[chosen or slice(None)]
-        if not picked:
-            raise ValueError(f"{what}s {chosen} name none of the {n} there are")
-        return picked
     try:
+        if chosen is None or isinstance(chosen, slice):
+            if picked := range(n)[chosen or slice(None)]:
+                return picked
+            raise ValueError(f"{what}s {chosen} name none of the {n} there are")
         picked = [index(i) for i in chosen] if hasattr(chosen, "__iter__") else [index(chosen)]
     except TypeError:
         raise TypeError(f"{what}s have to be an int, a slice or a list of ints; got {chosen!r}") from None
     if wrong := [i for i in picked if not -n <= i < n]:
         raise ValueError(f"{what} {wrong[0]} does not exist; allowed: 0 to {n - 1}, or -1 to {-n} from the end")
     if not picked:
-        raise ValueError(f"{what}s is an empty list; leave it out for all {n}")
+        raise ValueError(f"{what}s are an empty list; leave them out for all there are")
     return [i % n for i in picked]
 
 

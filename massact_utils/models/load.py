@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from .. import places
+from ..ranges import CALL, check
 from . import progress
 from .families import CHAT_TEMPLATES
 
@@ -38,7 +39,6 @@ KNOWN = {
 }
 # Classes whose float16 diffusers clips at 65,504, massive activations first, or that were trained in bfloat16.
 NEEDS_RANGE = ("Flux", "Flux2", "QwenImage", "Sana", "ZImage")
-OFFLOAD = ("model", "sequential", "group")
 
 
 def load(name="toy", *, revision=None, variant=None, device=None, dtype=None, offload=None):
@@ -58,8 +58,10 @@ def load(name="toy", *, revision=None, variant=None, device=None, dtype=None, of
     given, dtype = dtype, getattr(torch, dtype, None) if isinstance(dtype, str) and dtype else dtype
     if given and not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype {given!r} is unknown; allowed: 'bfloat16', 'float32', 'float16' or a torch.dtype")
-    if offload and offload not in OFFLOAD:
-        raise ValueError(f"offload {offload!r} is unknown; allowed: {', '.join(OFFLOAD)}, or None")
+    if offload:
+        check(offload=offload)
+    if wrong := [given for given in (revision, variant) if not (given is None or isinstance(given, str))]:
+        raise ValueError(f"{wrong[0]!r} is no revision or variant; give a name, as in variant='fp16'")
     where = _resolve(str(name))
     if not dtype:
         parts = DiffusionPipeline.load_config(where, revision=revision)
@@ -86,7 +88,7 @@ def _resolve(name: str) -> Path | str:
     """A local folder (Path) or a Hub id (str)."""
     where = KNOWN.get(name, (name,))[0]
     folder = Path(where).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return folder
     if isinstance(where, Path):
         raise FileNotFoundError(f"the embedded model is not there ({where}); make it with: python -m training klein")
@@ -194,9 +196,13 @@ def generate(pipe, prompts, *, seeds=0, **call) -> list:
     anything is generated, for an empty list, an empty prompt, a prompt the tokenizer would cut, seeds of another
     length; TypeError for prompts that are not text, and for call arguments the pipeline does not take.
     """
-    prompts = [prompts] if isinstance(prompts, (str, int)) else list(prompts)
     accepted = inspect.signature(type(pipe).__call__).parameters
     target = next((name for name in ("prompt", "class_labels") if name in accepted), None)
+    if target is None:
+        raise TypeError(f"{type(pipe).__name__} takes no prompts; give a pipeline, as from mu.load()")
+    if isinstance(prompts, dict) or hasattr(prompts, "columns"):
+        raise TypeError(f"prompts in a {type(prompts).__name__}; give a text, or a list of them such as its column")
+    prompts = [prompts] if isinstance(prompts, (str, int)) else list(() if prompts is None else prompts)
     if not prompts:
         raise ValueError("no prompts to generate from; give one or a list of them")
     wrong = [p for p in prompts if not isinstance(p, str if target == "prompt" else int)]
@@ -204,6 +210,8 @@ def generate(pipe, prompts, *, seeds=0, **call) -> list:
         raise TypeError(f"prompt {wrong[0]!r} is not {'text' if target == 'prompt' else 'a class label (int)'}")
     seeds = spread_seeds(seeds, len(prompts))
     call = {name: value for name, value in defaults(pipe).items() if name in accepted} | call
+    unset = {name for name in call if call[name] is None and accepted.get(name) and accepted[name].default is None}
+    check(**{name: value for name, value in call.items() if name in CALL.keys() - unset})
     if target == "prompt":
         usual = getattr(accepted.get("max_sequence_length"), "default", None)
         check_lengths(pipe, prompts, call.get("max_sequence_length", usual))
@@ -217,18 +225,20 @@ def generate(pipe, prompts, *, seeds=0, **call) -> list:
 def spread_seeds(seeds, n: int) -> list[int]:
     """A seed for each of n rows: an integer, NumPy's too, is the first of consecutive ones.
 
-    Raises ValueError for another number of seeds, TypeError for what is not an integer.
+    Raises ValueError for another number of seeds and for what is no seed, TypeError for neither a list nor a number.
 
     >>> spread_seeds(3, 2)
     [3, 4]
     """
     if hasattr(seeds, "__index__") and not getattr(seeds, "ndim", 0):
         seeds = [index(seeds) + i for i in range(n)]
-    elif not hasattr(seeds, "__len__"):
+    elif isinstance(seeds, str) or not hasattr(seeds, "__len__"):
         raise TypeError(f"seeds = {seeds!r} are no integers; give the first seed, or one for each row")
     seeds = list(seeds)
     if len(seeds) != n:
         raise ValueError(f"{len(seeds)} seeds for {n} prompts; give the first seed, or one for each")
+    for seed in seeds:
+        check(seed=seed)
     return [*map(index, seeds)]
 
 

@@ -56,9 +56,12 @@ def noised(pipe, images, steps=None):
     The noise is what the generation itself draws from its seeds, the same at all steps; the scheduler noises. `images`
     are one for all rows of the batch, or one for each. Raises ValueError, at the transformer's first call, for another
     number and for latents of another form (a pipeline that adds reference images or channels of its own); TypeError
-    for a scheduler that cannot noise.
+    for what is no image, and for a scheduler that cannot noise.
     """
     images = list(images) if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4 else [images]
+    whole = [image for image in images if isinstance(image, Image.Image) or getattr(image, "dtype", "") == np.uint8]
+    if not images or len(whole) < len(images):
+        raise TypeError(f"image {images!s:.100} is none; give PIL images or arrays (H, W, 3) of uint8")
     scheduler, kept, last = pipe.scheduler, {}, {}
     noise_to = getattr(scheduler, "scale_noise", None)  # flow matching
     if noise_to is None and not hasattr(scheduler, "add_noise"):

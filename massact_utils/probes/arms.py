@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-EDITS = ("zero", "zero, same norm", "flat", "average level", "flat at average level", "shuffled", "two values")
-PARTS = ("both", "level", "pattern")
+from ..ranges import check
+
 SITE = {"branch", "step", "layer"}  # dims that a site picks from
 
 
@@ -17,7 +17,7 @@ class Arm:
 
     - channels: ids (rank), as from `select_channels`, or a list of ids; a dose for each channel (channel), as from
       `matched_channels`; or an orthonormal basis (channel, rank) of a subspace. Each may have step and layer, too.
-    - edit: one of EDITS, see `Disrupt`; `seed` is that of "shuffled". An average level is the data set's, `levels`
+    - edit: see `Disrupt`; `seed` is that of "shuffled". An average level is the data set's, `levels`
       (branch, step, layer, channel): ChannelStats' `mean`, averaged over images of other prompts.
     - dose: from 0 to 1, or a DataArray of doses over any of branch, step and layer.
     - mask (H, W), bool or from 0 to 1, brought to the tokens' grid: the subject of "two values", or where a record's
@@ -40,9 +40,10 @@ class Arm:
     offset: tuple[int, int] = (0, 0)
 
     def __post_init__(self):
-        for what, value, allowed in (("edit", self.edit, EDITS), ("part", self.part, PARTS)):
-            if value not in allowed:
-                raise ValueError(f"{what} {value!r} is unknown; allowed: {', '.join(map(repr, allowed))}")
+        check(edit=self.edit, part=self.part, seed=self.seed, image=(self.image, 0, 10**9))
+        check(first=(1 if self.first is None else self.first, 1, 10**6))
+        if np.shape(self.offset) != (2,) or np.asarray(self.offset).dtype.kind != "i":
+            raise ValueError(f"offset = {self.offset!r} is not possible; give (down, right), whole numbers of tokens")
         if "average level" in self.edit and set(getattr(self.levels, "dims", ())) != SITE | {"channel"}:
             raise ValueError(
                 f"edit {self.edit!r} needs the data set's levels (branch, step, layer, channel); got "
@@ -50,15 +51,15 @@ class Arm:
             )
         if self.edit == "two values" and self.mask is None:
             raise ValueError("edit 'two values' needs the subject's mask; give mask=")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)) or self.seed < 0:
-            raise ValueError(f"seed {self.seed!r} is not possible; allowed: whole numbers from 0")
         self.dose = _doses(self.dose, SITE)
         if self.channels is not None:
-            self.channels = _set(self.channels)
+            self.channels = channel_set(self.channels)
         if self.mask is not None:
-            self.mask = torch.as_tensor(self.mask if isinstance(self.mask, torch.Tensor) else np.asarray(self.mask))
-            if self.mask.ndim < 2 or not ((self.mask >= 0) & (self.mask <= 1)).all():
-                raise ValueError(f"mask {tuple(self.mask.shape)} has to be (H, W), bool or from 0 to 1")
+            given = self.mask if isinstance(self.mask, torch.Tensor) else np.asarray(self.mask)
+            numbers = isinstance(given, torch.Tensor) or given.dtype.kind in "biuf"
+            self.mask = torch.as_tensor(given) if numbers else None
+            if self.mask is None or self.mask.ndim < 2 or not ((self.mask >= 0) & (self.mask <= 1)).all():
+                raise ValueError(f"mask {tuple(given.shape) or given} has to be (H, W), bool or from 0 to 1")
 
     def mask_on(self, grid) -> torch.Tensor:
         """The mask's share of every token, of a bool one 0 or 1: (N,) float32."""
@@ -82,6 +83,14 @@ def rows_of(arms, batch: int) -> list:
     return [(slice(i, i + 1), arm) for i, arm in enumerate(arms)]
 
 
+def listed(arms) -> list:
+    """The arms, of which there may be one for all rows. Raises ValueError for anything else."""
+    every = [arms] if isinstance(arms, Arm) else arms
+    if not isinstance(every, (list, tuple)) or not every or {*map(type, every)} - {Arm, type(None)}:
+        raise ValueError(f"arms = {arms!r} are none; give an Arm, or a list with an Arm or None for each row")
+    return [arm for arm in every if arm is not None]
+
+
 def part_at(what: str, array: xr.DataArray, site) -> np.ndarray:
     """The part of an array that belongs to a site. Raises ValueError where it names other branches, steps or layers."""
     place = [slice(None)] * array.ndim
@@ -103,20 +112,25 @@ def widen(tokens: torch.Tensor) -> torch.Tensor:
 def _doses(value, dims) -> xr.DataArray:
     """A dose, or doses over some dims, from 0 to 1."""
     array = value if isinstance(value, xr.DataArray) else xr.DataArray(value)
-    if set(array.dims) - dims or not ((array >= 0) & (array <= 1)).all():
+    if array.dtype.kind not in "biuf" or set(array.dims) - dims or not ((array >= 0) & (array <= 1)).all():
         value = np.asarray(value).tolist()
         raise ValueError(f"dose {value!r} is not from 0 to 1, one or over branch, step and layer; dims {array.dims}")
     return array
 
 
-def _set(channels) -> xr.DataArray:
-    """Ids, doses or a basis, with the dims that say which last."""
-    array = channels if isinstance(channels, xr.DataArray) else xr.DataArray(list(channels), dims="rank")
+def channel_set(channels) -> xr.DataArray:
+    """Ids, doses or a basis, with the dims that say which last. Raises ValueError for what is none of these."""
+    given = channels if isinstance(channels, xr.DataArray) else np.asarray(channels)
+    if given.ndim == 0 or given.dtype.kind not in "iuf":
+        raise ValueError(f"channels = {channels!r} are none; give ids as from mu.select_channels, or a list of them")
+    array = given if isinstance(given, xr.DataArray) else xr.DataArray(given, dims="rank")
     kind = [dim for dim in ("channel", "rank") if dim in array.dims]
     if not kind or set(array.dims) - SITE - set(kind) or not array.size:
         raise ValueError(
             f"channels need the dims ([step,] [layer,] rank or channel), and one at least; got {array.dims}"
         )
+    if kind == ["rank"] and (array.dtype.kind == "f" or (array < 0).any()):
+        raise ValueError(f"channels = {array.values.tolist()} are no ids, which are whole numbers from 0")
     if kind == ["channel", "rank"]:
         product = xr.dot(array, array.rename(rank="other"), dim="channel").transpose(..., "rank", "other")
         if not np.allclose(product, np.eye(array.sizes["rank"]), atol=1e-4):

@@ -25,6 +25,7 @@ from ..models.families import (
     text_tokens,
     with_stream,
 )
+from ..ranges import check
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,7 @@ def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image", 
     """
     if not probes or not all(callable(probe) and not isinstance(probe, type) for probe in probes):
         raise TypeError(f"probes have to be callables probe(tokens, site), at least one; got {probes!r}")
-    for what, value, allowed in (
-        ("branch", branch, ("cond", "uncond", "both", None)),
-        ("stream", stream, ("image", "text")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{what} {value!r} is unknown; allowed: {', '.join(map(repr, allowed))}")
+    check(branch="both" if branch is None else branch, stream=stream)
     wanted = [(p, branch or ("both" if getattr(p, "edits", True) else "cond")) for p in probes]
     on_block = torch.compiler.disable(_on_block)  # here: as a decorator it would double the time of the import
     with CallTracker(pipe, steps, rows) as calls:

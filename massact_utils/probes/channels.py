@@ -6,10 +6,10 @@ import numpy as np
 import torch
 import xarray as xr
 
+from ..ranges import SCORES, check  # noqa: F401  SCORES: what `score` knows
 from .reading import Reading
 
 STATISTICS = ("mean_abs", "mean", "max_abs", "mean_sq")
-SCORES = ("mean_abs", "abs_mean", "max_abs", "quantile_abs", "mean_sq")
 
 
 def _moments(tokens: torch.Tensor) -> torch.Tensor:
@@ -49,8 +49,8 @@ class ChannelStats(Reading):
 
     def __init__(self, quantile: float | None = None):
         super().__init__()
-        if quantile is not None and not 0 < quantile < 1:
-            raise ValueError(f"quantile {quantile!r} is not possible; allowed: between 0 and 1, as in 0.999")
+        if quantile is not None:
+            check(quantile=quantile)
         self.quantile, self.dtype = quantile, None
         self.names = [*STATISTICS] if quantile is None else [*STATISTICS, "quantile_abs"]
 
@@ -127,8 +127,7 @@ def score(data: xr.Dataset, name: str = "mean_abs") -> xr.DataArray:
     the mean, for each image before any averaging. mean_abs is SPARK's score; arXiv 2605.13974's "absolute channel mean
     across image tokens" may be mean_abs or abs_mean. Raises ValueError for a name that is none of these, or not kept.
     """
-    if name not in SCORES:
-        raise ValueError(f"score {name!r} is unknown; allowed: {', '.join(SCORES)}")
+    check(score=name)
     if name == "quantile_abs" and name not in data:
         raise ValueError("score 'quantile_abs' was not kept; record it with ChannelStats(quantile=0.999)")
     return abs(data["mean"]).rename("abs_mean") if name == "abs_mean" else data[name]
@@ -184,14 +183,12 @@ def select_channels(scores: xr.DataArray, k: int = 12, *, which: str = "top", se
     >>> select_channels(scores, k=2).values.tolist()
     [[1, 3]]
     """
-    if which not in ("top", "bottom", "outside"):
-        raise ValueError(f"which {which!r} is unknown; allowed: top, bottom, outside")
+    check(which=which, seed=seed)
     if "channel" not in getattr(scores, "dims", ()):
         raise ValueError(f"scores need a dim 'channel'; got {getattr(scores, 'dims', type(scores).__name__)}")
     scores = scores.transpose(..., "channel")
     width = scores.sizes["channel"]
-    if not 1 <= k <= width:
-        raise ValueError(f"k = {k} channels cannot be chosen from {width}; allowed: 1 to {width}")
+    check(k=(k, 1, width))
     if scores.isnull().any():
         raise ValueError(
             "scores contain nan: layers or steps that were not visited, or tokens that were not finite; drop them first"

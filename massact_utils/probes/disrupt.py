@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from .arms import Arm, part_at, rows_of, widen
+from .arms import Arm, listed, part_at, rows_of, widen
 from .reading import nothing_seen
 
 
@@ -35,9 +35,8 @@ class Disrupt:
         if (channels is None) == (arms is None):
             raise ValueError("give either channels, for every row, or arms, one for each row of the batch")
         self.arms = arms if arms is not None else channels if isinstance(channels, Arm) else Arm(channels, edit, dose)
-        for arm in [self.arms] if isinstance(self.arms, Arm) else self.arms:
-            if arm is not None and getattr(arm, "channels", None) is None:
-                raise ValueError(f"an arm of a disruption is an Arm with channels, or None; got {arm!r}")
+        if any(arm.channels is None for arm in listed(self.arms)):
+            raise ValueError("an arm of a disruption has channels; give them, or None for a row that is left alone")
         self.plans = {}  # (arm, site) -> its edit there, made once
         self.generation, self.moved = None, []  # of the last generation: shares (rows,), one for each site
 

@@ -9,7 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..places import atomic_write
-from .arms import part_at
+from ..ranges import check
+from .arms import channel_set, part_at
 from .reading import Reading
 
 
@@ -28,10 +29,12 @@ class Record(Reading):
 
     def __init__(self, channels: xr.DataArray | None = None, k: int | None = None):
         super().__init__()
-        most = None if channels is None else channels.sizes["rank"]
-        k = k if k is not None else most or 12
-        if not 1 <= k <= (most or k):
-            raise ValueError(f"k = {k} channels cannot be kept; allowed: 1 {f'to {most}' if most else 'or more'}")
+        channels = None if channels is None else channel_set(channels)
+        if channels is not None and "channel" in channels.dims:
+            raise ValueError("a Record keeps channels by their ids (rank); doses or a basis over `channel` have none")
+        most = 100_000 if channels is None else channels.sizes["rank"]
+        k = (12 if channels is None else most) if k is None else k
+        check(k=(k, 1, most))
         self.channels, self.k = None if channels is None else channels.isel(rank=slice(k)), k
         self.grid = self.branch = None
 
@@ -44,8 +47,10 @@ class Record(Reading):
             )
         tokens = tokens.detach()
         if self.channels is not None:
-            ids = torch.as_tensor(part_at("channels", self.channels, site)).to(tokens.device, torch.long)
-            ids = ids.expand(len(tokens), -1)
+            ids = part_at("channels", self.channels, site)
+            if ids.max() >= tokens.shape[-1]:
+                raise ValueError(f"channel {ids.max()} does not exist; there are {tokens.shape[-1]}")
+            ids = torch.as_tensor(ids).to(tokens.device, torch.long).expand(len(tokens), -1)
         elif self.k <= tokens.shape[-1]:
             ids = torch.linalg.vector_norm(tokens, 1, dim=1, dtype=torch.float32).topk(self.k).indices  # B K
         else:

@@ -16,7 +16,8 @@ import torch
 
 from ..models.load import defaults, quietly
 from ..models.noise import noised
-from .arms import Arm, part_at, rows_of, widen
+from ..ranges import check
+from .arms import Arm, listed, part_at, rows_of, widen
 from .attach import attach
 from .record import Record
 
@@ -46,6 +47,8 @@ class Transport:
     edits = True
 
     def __init__(self, record: Record, *, dose=1.0, mask=None, arms=None, part="both"):
+        if not isinstance(record, Record):
+            raise TypeError(f"record = {record!r} is none; give a mu.Record of the source")
         self.record, self.arms, self.weights = record, arms, {}
         if arms is None:
             images = len(record[record.sites[0]][0]) if record.sites else 1
@@ -55,9 +58,8 @@ class Transport:
                 for i in range(max(images, len(masks)))
             ]
             self.arms = several if len(several) > 1 else several[0]
-        for arm in [self.arms] if isinstance(self.arms, Arm) else self.arms:
-            if arm is not None:
-                _check(arm, arm.record or record)
+        for arm in listed(self.arms):
+            _check(arm, arm.record or record)
 
     def __call__(self, tokens, site):
         edited, recorded = tokens.clone(), {}
@@ -137,9 +139,13 @@ def noised_source(pipe, image, *probes, prompt="", seed=0, layers=None, steps=No
     images = list(image) if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4 else [image]
     seed = index(seed) if hasattr(seed, "__index__") and not getattr(seed, "ndim", 0) else seed  # NumPy's, too
     several = [images, prompt, seed, call.get("prompt_embeds", "")]
+    for each in np.ravel(seed).tolist():
+        check(seed=each)
+    if wrong := [text for text in np.ravel(np.array(prompt, object)) if not isinstance(text, str)]:
+        raise TypeError(f"prompt {wrong[0]!r} is not text")
     counts = [len(x) for x in several if not isinstance(x, (str, int)) and len(x) != 1]
     batch = max(counts, default=1)
-    if any(n != batch for n in counts):
+    if not batch or any(n != batch for n in counts):
         raise ValueError(f"{len(images)} images do not fit the prompts or seeds; give one, or one for each image")
     seed = [seed + i for i in range(batch)] if isinstance(seed, int) else seed  # as in `generate`
     prompts, seeds = ([x] * batch if isinstance(x, str) else [*x] * (batch // len(x)) for x in (prompt, seed))

@@ -1,38 +1,11 @@
 """Parameters of a notebook: which it declares, what each may be, and their present values."""
 
 import ast
-import re
 import typing
 from difflib import get_close_matches
 
-BRANCHES = ("cond", "uncond", "both")
-SCORES = ("mean_abs", "abs_mean", "max_abs", "quantile_abs", "mean_sq")
-MASKS = ("source", "target", "union", "soft union", "moved", "everywhere")
-RANGES = {  # by name, in every notebook: the least and the most, or the choices; the kind is what its cell declares
-    "k": (1, 100_000),
-    "n_prompts": (1, 1_000_000),
-    "n_seeds": (1, 1000),
-    "n_tune": (1, 100_000),
-    "n_report": (2, 100_000),
-    "n_layers": (1, 1000),
-    "n_steps": (1, 1000),
-    "draws": (8, 1000),
-    "steps": (0, 1000),
-    "at_once": (0, 4096),
-    "live_steps": (0, 100_000),
-    "seed": (0, 2**53),
-    "threshold": (1, 1e6),
-    "dose": (0, 1),
-    "layers": "share",
-    "window": "share",
-    "score": SCORES,
-    "mask": MASKS,
-    "branch": BRANCHES,
-    "every_channel": ("yes", "no", "auto"),
-    "evaluator": "model",
-    "features": "model",
-    "reference": "model",
-}
+from .. import ranges
+from ..ranges import check  # noqa: F401  as mu.parameters.check, for a range that a notebook computes
 
 
 def declared(source: str) -> dict[str, str]:
@@ -97,7 +70,7 @@ def wrong(values: dict, kinds: dict[str, str], smallest: dict | None = None) -> 
     """What is wrong with values, a sentence each, by the kinds that a cell declares and by RANGES.
 
     >>> wrong({"k": 1.5, "n_prompts": 4}, {"k": "int", "n_prompts": "int"}, {"n_prompts": 8})
-    ['k = 1.5 is not possible; it has to be int', 'n_prompts = 4 is not possible; allowed: 8 to 1000000']
+    ['k = 1.5 is not possible; it has to be int', 'n_prompts = 4 is not possible; allowed: 8 to 1000000, whole numbers']
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -111,44 +84,11 @@ def wrong(values: dict, kinds: dict[str, str], smallest: dict | None = None) -> 
             continue
         except NameError:  # a kind of the notebook's own
             pass
-        problem = _out_of_range(value, RANGES.get(name), (smallest or {}).get(name))
-        if problem:
-            problems.append(f"{name} = {value!r} is not possible; {problem}")
+        allowed, least = ranges.RANGES.get(name), (smallest or {}).get(name)
+        if least is not None:
+            allowed = (max(least, allowed[0]), allowed[1]) if allowed else (least, float("inf"))
+        problems += filter(None, [ranges.wrong(name, value, allowed)])
     return problems
-
-
-def check(**ranges) -> None:
-    """Raise ValueError for a parameter outside its range: `check(k=(k, 1, width))`, bounds included.
-
-    >>> check(k=(12, 1, 192))
-    """
-    for name, (value, low, high) in ranges.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f"{name} = {value!r} is not possible; allowed: {low} to {high}")
-
-
-def _out_of_range(value, allowed, smallest) -> str:
-    """Why a value is not allowed, or nothing."""
-    if allowed == "model":
-        return (
-            "" if not value or _names_a_model(value) else "allowed: a bundled name, a folder or a Hub id (owner/name)"
-        )
-    if allowed == "share":
-        ends = isinstance(value, list) and len(value) == 2 and all(type(end) in (int, float) for end in value)
-        return "" if ends and 0 <= value[0] < value[1] <= 1 else "allowed: two shares from 0 to 1, as in [0.0, 0.5]"
-    if allowed and isinstance(allowed[0], str):
-        return "" if value in allowed else f"allowed: {', '.join(allowed)}"
-    low, high = allowed or (float("-inf"), float("inf"))
-    low = low if smallest is None else max(low, smallest)
-    inside = not isinstance(value, (int, float)) or low <= value <= high
-    return "" if inside else f"allowed: {low} to {high}"
-
-
-def _names_a_model(value: str) -> bool:
-    from .. import places
-
-    folder = places.Path(value).expanduser().is_dir() or places.data(value).is_dir()
-    return folder or bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", value))
 
 
 def _statements(source: str) -> list[ast.stmt]:

@@ -7,7 +7,6 @@ for batch in run.pending(prompts, size=4):  # only what is not on disk yet
 table = run.results()  # all batches, in order
 """
 
-import operator
 import os
 import re
 import uuid
@@ -22,6 +21,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from .. import places
 from ..models.progress import Bar
+from ..ranges import check
 from . import claims, files, provenance
 
 UMASK = "let all users of it set umask 002 and be in its group, or name another out_dir"
@@ -95,10 +95,10 @@ class Run:
     def __init__(self, out_dir, parameters: dict, *, pipe=None):
         if not isinstance(out_dir, (str, os.PathLike)) or not str(out_dir):
             raise ValueError(f"out_dir = {out_dir!r}; take one from mu.results.folder(out_dir, name, parameters)")
-        try:
-            self.seed = operator.index(parameters.get("seed") or 0)
-        except TypeError:
-            raise ValueError(f"seed = {parameters['seed']!r} is not possible; it has to be an integer") from None
+        if not isinstance(parameters, dict) or not all(isinstance(name, str) for name in parameters):
+            raise ValueError(f"parameters = {parameters!r}; give a dict, as mu.parameters.read does")
+        check(seed=parameters.get("seed") or 0)
+        self.seed = int(parameters.get("seed") or 0)
         self.folder, self.pipe, public = folder(os.fspath(out_dir), ""), pipe, provenance.public(parameters)
         self.parts = self.folder / "parts"  # where the batches lie
         self.model = public.get("model", "")
@@ -135,10 +135,12 @@ class Run:
         another size or another model; PermissionError where batches are missing in a folder of somebody else's.
         """
         prompts = prompts.to_dict("records") if isinstance(prompts, pd.DataFrame) else prompts
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{len(prompts)} prompts in batches of {size!r}; give at least one of each")
-        if not re.fullmatch(r"\w[\w.-]*", name):
+        check(size=(size, 1, 10**6))
+        given = prompts if isinstance(prompts, (str, dict)) or not hasattr(prompts, "__iter__") else list(prompts)
+        if not given or not isinstance(given, (str, list)):
+            raise ValueError(f"prompts = {given!r} are none; give a text, a list of them, or a table of pairs")
+        prompts = [given] if isinstance(given, str) else given
+        if not re.fullmatch(r"\w[\w.-]*", str(name)):
             raise ValueError(f"the name {name!r} of a loop becomes part of file names; take letters, digits, _ . -")
         share = os.environ.get("MASSACT_BATCHES", "1/1")
         number, _, of = share.partition("/")
