@@ -1,5 +1,6 @@
 """No probe stalls a GPU: on torch's meta device, where reading a value fails, all of them run inside the blocks."""
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
@@ -8,6 +9,9 @@ import massact_utils as mu
 import tiny
 from massact_utils.models import layouts
 from massact_utils.models.calls import CallTracker
+from massact_utils.probes.arms import Arm
+from massact_utils.probes.attention import concept_attention
+from massact_utils.ranges import EDITS, PARTS
 
 
 @pytest.fixture
@@ -46,22 +50,42 @@ def source():
     return record
 
 
+def arm(edit):
+    """An edit of three channels, with what it needs of a data set and a subject."""
+    dims = dict(branch=["cond"], step=[0], layer=range(4), channel=range(32))
+    levels = xr.DataArray(np.ones([len(names) for names in dims.values()]), dims)
+    return Arm(SET, edit, 0.5, levels=levels, mask=np.eye(4, 6, dtype=bool))
+
+
 SET = xr.DataArray([3, 5, 7], dims="rank")
 PROBES = {
     "statistics": lambda: mu.ChannelStats(),
     "statistics with a quantile": lambda: mu.ChannelStats(quantile=0.99),
     "record of its own channels": lambda: mu.Record(k=3),
     "record of given channels": lambda: mu.Record(SET),
-    "disrupt": lambda: mu.Disrupt(SET),
-    "transport": lambda: mu.Transport(source()),
+    **{edit: lambda edit=edit: mu.Disrupt(arm(edit)) for edit in EDITS},
+    "arms": lambda: mu.Disrupt(arms=[None, arm("zero")]),
+    **{part: lambda part=part: mu.Transport(source(), part=part, mask=np.eye(4, 6)) for part in PARTS},
+    "transport of arms": lambda: mu.Transport(source(), arms=[None, Arm(offset=(1, -1), first=2, dose=0.5)]),
+    "several": lambda: (mu.ChannelStats(), mu.Record(k=3), mu.Disrupt(SET)),
 }
 
 
 @pytest.mark.parametrize("make", PROBES.values(), ids=PROBES)
 def test_nothing_is_read_inside_a_block(make, call):
     transformer, run = call
-    with mu.attach(transformer, make()):
+    probes = make()
+    with mu.attach(transformer, *(probes if isinstance(probes, tuple) else [probes])):
         run()
+
+
+def test_attention_is_read_after_the_blocks(call):
+    transformer, run = call
+    done = []
+    with pytest.raises(NotImplementedError, match="meta"), concept_attention(transformer, [([0], [1])] * 2):
+        run()
+        done.append("the blocks")  # the error is that of the exit, where the heat comes to the host
+    assert done
 
 
 def test_a_probe_that_reads_fails_here(call):

@@ -47,6 +47,21 @@ def test_the_embedded_model_is_found_from_any_folder(folder, monkeypatch, tmp_pa
     assert os.path.isabs(load.TOY)
 
 
+def test_a_copy_of_the_embedded_model_is_called_as_it_is(klein, tmp_path):
+    """Wherever it lies, and after a change of its weights; another model has its pipeline's own defaults."""
+    toy = mu.load("toy", device="cpu")
+    copied = tmp_path / "mine"
+    shutil.copytree(load.TOY, copied)
+    mine = mu.load(copied, device="cpu")
+    assert load.defaults(mine) == load.defaults(toy) == load.KNOWN["toy"][1] and load.defaults(klein) == {}
+    image, wanted = (mu.generate(pipe, "a red star", num_inference_steps=1)[0] for pipe in (mine, toy))
+    assert image.tobytes() == wanted.tobytes()
+    with torch.no_grad():
+        mine.transformer.proj_out.weight.zero_()
+    mine.save_pretrained(tmp_path / "again")
+    assert load.defaults(mu.load(tmp_path / "again", device="cpu")) == load.KNOWN["toy"][1]
+
+
 def test_the_embedded_model_missing_says_how_to_make_it(monkeypatch, tmp_path):
     monkeypatch.setitem(load.KNOWN, "toy", (tmp_path / "none", {}))
     with pytest.raises(FileNotFoundError, match="the embedded model is not there"):

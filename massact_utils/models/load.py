@@ -1,10 +1,12 @@
 """Models: loading a pipeline by name, and generating with it so that a row's noise depends on its seed alone."""
 
 import inspect
+import json
 import logging
 import re
 import warnings
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from operator import index
 from pathlib import Path
 
@@ -183,9 +185,23 @@ def _reports():
 
 
 def defaults(pipe) -> dict:
-    """The call defaults of a known model, found by the id or folder a pipeline was loaded from; {} for any other."""
+    """The call defaults of a known model, found by the id or folder a pipeline was loaded from; {} for any other.
+
+    Any pipeline whose transformer has an embedded model's configuration, such as a copy in another folder, has its own.
+    """
     origin = str(getattr(pipe, "name_or_path", None) or pipe.config.get("_name_or_path") or "")
-    return next((dict(call) for where, call in KNOWN.values() if origin == str(where)), {})
+    named = (call for where, call in KNOWN.values() if origin == str(where))
+    alike = (call for where, call in KNOWN.values() if isinstance(where, Path) and _alike(pipe, where))
+    return dict(next(chain(named, alike), {}))
+
+
+def _alike(pipe, folder: Path) -> bool:
+    """Whether a pipeline's transformer has the configuration of that in a folder."""
+    file, own = folder / "transformer" / "config.json", getattr(getattr(pipe, "transformer", None), "config", {})
+    if not file.is_file():
+        return False
+    wanted = {name: value for name, value in json.loads(file.read_text()).items() if not name.startswith("_")}
+    return wanted == json.loads(json.dumps({name: own.get(name) for name in wanted}, default=str))
 
 
 def generate(pipe, prompts, *, seeds=0, **call) -> list:

@@ -61,8 +61,9 @@ def attach(pipe, *probes, layers=None, steps=None, branch=None, stream="image", 
     `pipe` is a pipeline or a bare transformer. `layers` and `steps` are ints (negative from the end), slices or
     lists; None is all. `branch` is "cond", "uncond" or "both" (every pass); None is "cond" for a probe whose
     attribute `edits` is False, and "both" for any other. Branches are known from the pipeline that runs; `rows` names
-    those of one's own loop, one for each part of its batch: ("uncond", "cond"). A bare transformer's rows are one
-    branch, "cond". `stream="text"` takes the text tokens of dual-stream blocks, padding included.
+    those of one's own loop, or of a pipeline that announces none, one for each part of its batch: ("uncond", "cond").
+    A bare transformer's rows are one branch, "cond". `stream="text"` takes the text tokens of dual-stream blocks,
+    padding included.
     Gives the probe, or a tuple of them; no hook is left afterwards. Raises ValueError or TypeError, before anything
     is generated, for what does not exist, and before a probe sees anything for rows, timesteps and steps that are not
     known; RuntimeError for a block cache and for a probe that writes into its tokens and does not return them;

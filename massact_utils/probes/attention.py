@@ -20,8 +20,9 @@ def concept_attention(pipe, places, steps=None):
 
     Heat is the image token's attention output times the mean output of one group of text tokens, less that of the
     other, in the conditional branch: ConceptAttention (arXiv 2502.04320) with words of the prompt in the place of added
-    concepts. `places` has two lists of text positions for each row, as from `word_positions`. Raises TypeError for a
-    model whose blocks do not give image and text apart before they are projected.
+    concepts; it comes to the host on exit. `places` has two lists of text positions for each row, as from
+    `word_positions`. Raises TypeError for a model whose blocks do not give image and text apart before they are
+    projected.
     """
     transformer = transformers_of(pipe)[0][0]
     dual = [(block, module, part) for block, module, part in block_modules(transformer) if part.kind == "dual"]
@@ -41,13 +42,14 @@ def concept_attention(pipe, places, steps=None):
             start, n = target_tokens(part, calls.layout, block, pair["image"])
             x, words = take_tokens(pair["image"], rows, start, n).float(), pair["text"][rows].float()
             axes = [row[mine].mean(0) - row[others].mean(0) for row, (mine, others) in zip(words, places, strict=True)]
-            found[calls.step, block.index] = torch.einsum("bnd,bd->bn", x, torch.stack(axes)).cpu()
+            found[calls.step, block.index] = torch.einsum("bnd,bd->bn", x, torch.stack(axes))
 
     with CallTracker(pipe, steps) as calls:
         for block, module, part in dual:
             for stream, layer in (("text", module.attn.to_add_out), ("image", module.attn.to_out[0])):
                 calls.add(layer.register_forward_pre_hook(partial(seen, block, part, stream)))
         yield found
+    found.update({site: heat.cpu() for site, heat in found.items()})  # and not in a block, which would wait for it
 
 
 def word_positions(pipe, prompt: str, words: str) -> list[int]:
