@@ -1,4 +1,4 @@
-"""Calls: what a transformer's call tells (rows' branches, step, grid); the one place that adds and removes hooks."""
+"""Calls: what a transformer's call tells: the branch of every row, step and grid; and what pipelines tell of it."""
 
 import inspect
 import itertools
@@ -6,15 +6,14 @@ import math
 import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
-from functools import partial, wraps
-from types import MethodType
+from functools import partial
 
 import torch
 
 from .families import family_of, layout_of, pick, transformers_of
+from .hooks import Hooks, refuse_caches
 
 _generations = itertools.count()
-_ABSENT = object()
 ROWS = ("cond", "uncond", "extra")
 
 
@@ -25,13 +24,13 @@ def bind(transformer, args, kwargs) -> dict:
     return {common.get(name, name): value for name, value in given.items()}
 
 
-class CallTracker(ExitStack):
+class CallTracker(Hooks):
     """A context in which the calls of a pipeline's transformers, or of a bare one, are followed.
 
     Inside, `layout` is that of the running call, and None where it denoises nothing or its step is not chosen;
     `branches` are [(branch, its rows)]. `step` counts the schedule's timesteps, `place` is the index into
     `scheduler.timesteps`, and `evaluation` counts the calls of a branch at one step. `rows` are the branches of the
-    parts of a batch that no pipeline of diffusers doubles. Whatever `add` and `replace` put in place is gone on exit.
+    parts of a batch that no pipeline of diffusers doubles.
     """
 
     def __init__(self, pipe, steps=None, rows=None):
@@ -76,37 +75,6 @@ class CallTracker(ExitStack):
                 self._check(self._read())
         finally:
             super().__exit__(*error)
-
-    def add(self, handle):
-        """Keep a hook's handle until the exit."""
-        self.callback(handle.remove)
-
-    def replace(self, owner, name: str, value):
-        """Set an attribute until the exit, where it becomes what it was, a wrapper of the user's own included."""
-        before = vars(owner).get(name, _ABSENT)
-        self.callback(delattr, owner, name) if before is _ABSENT else self.callback(setattr, owner, name, before)
-        setattr(owner, name, value)
-
-    def wrap(self, owner, name: str, around):
-        """Have calls of an owner's function go through `around(function, ...)` until the exit."""
-        plain = getattr(owner, name)
-
-        @wraps(plain)
-        def wrapped(*args, **kwargs):
-            return around(plain, *args, **kwargs)
-
-        self.replace(owner, name, wrapped)
-
-    def replace_step(self, scheduler, around):
-        """Have a scheduler call `around(step, ...)` for its `step(...)`, in copies of the scheduler, too."""
-        step = scheduler.step
-        bound = getattr(step, "__self__", None) is scheduler  # else somebody has put a function of their own there
-
-        @wraps(step)
-        def stepping(self, *args, **kwargs):
-            return around(MethodType(step.__func__, self) if bound else step, *args, **kwargs)
-
-        self.replace(scheduler, "step", MethodType(stepping, scheduler))
 
     # ------------------------------------------------------------ what pipelines tell while they run
 
@@ -361,18 +329,3 @@ class _Loop:
 def _of_diffusers(pipe) -> bool:
     """Whether a pipeline's own call is diffusers', whose order of branches is known."""
     return next(cls for cls in type(pipe).__mro__ if "__call__" in vars(cls)).__module__.startswith("diffusers.")
-
-
-def refuse_caches(transformer) -> None:
-    """Raise RuntimeError, with the remedy, for blocks that a cache skips, which give what they gave last."""
-    hooks = [getattr(module, "_diffusers_hook", None) for module in transformer.modules()]
-    named = [pair for registry in hooks if registry for pair in registry.hooks.items()]
-    caches = sorted({name for name, hook in named if {"cache", "broadcast"} & {*type(hook).__module__.split("_")}})
-    enabled = getattr(transformer, "is_cache_enabled", False)
-    if caches or enabled:
-        remedy = "call pipe.transformer.disable_cache()"
-        if not enabled:
-            remedy = f"remove each: pipe.transformer._diffusers_hook.remove_hook({caches[0]!r})"
-        raise RuntimeError(
-            f"a block cache is on ({', '.join(caches)}), so that skipped blocks would show stale tokens; {remedy}"
-        )
