@@ -8,6 +8,7 @@ from .probes.channels import ChannelStats, select_channels
 from .probes.disrupt import Disrupt
 from .probes.record import Record
 from .probes.transport import Transport, noised_source
+from .prompts import world_of
 from .results import parameters
 from .results.run import Run
 from .show import plots, views
@@ -41,5 +42,6 @@ __all__ = [
     "show",
     "token_masks",
     "views",
+    "world_of",
     "worlds",
 ]

@@ -2,14 +2,16 @@
 
 import inspect
 import re
+import warnings
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from . import places
+from . import places, worlds
 from .models.load import check_lengths, defaults
+from .worlds.table import PARTS, TableWorld
 
 BUNDLED = places.data("prompts")
 COLUMNS = ("prompt", "Prompt", "text", "caption")
@@ -37,12 +39,45 @@ def read_pairs(source, n: int | None = None, *, pipe=None) -> pd.DataFrame:
     """The first n pairs of a source as a table with columns source, target, kind, and split where the source has one.
 
     Sources and errors are those of `read`, with columns source and target. In the bundled sets `split` says which
-    are to tune on: every other one of the everyday pairs, the first 24 of ToyWorld's.
+    are to tune on: the first fifth.
     """
     table = _first(source, n)
     columns = dict(zip(("source", "target"), _texts(source, table, ("source", "target"), pipe), strict=True))
     columns["kind"] = table["kind"].fillna("").tolist() if "kind" in table else ""
     return pd.DataFrame(columns | ({"split": table["split"].tolist()} if "split" in table else {}))
+
+
+def world_of(source):
+    """The world (`worlds`) whose words a set of prompts or pairs uses, or None; sources are those of `read`.
+
+    A file with columns of words (`worlds.table.PARTS`: subject, ground, style, ...) is a world of its own. Else it is
+    the world in which every prompt can be parsed, so that captions of a bundled world are known in any file. Raises
+    ValueError for a row whose caption does not contain its words, and warns of a set that leaves its world half-way.
+
+    >>> world_of("toyworld-pairs").__name__
+    'massact_utils.worlds.toyworld'
+    """
+    table = _first(source, None)
+    column = next((name for name in COLUMNS if name in table), None)
+    columns = [name for name in (column, "source", "target") if name in table]
+    texts = [[str(text).strip() for text in table[name]] for name in columns]
+    if column and any(name in table for name in PARTS):
+        try:
+            return TableWorld(table.assign(caption=texts[0]))
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}; mend the row, or rename a column that holds no words") from None
+    for world in columns and (worlds.everyday, worlds.emojiworld, worlds.toyworld):
+        for i, row in enumerate(zip(*texts, strict=True), 1):
+            try:
+                _ = [world.parse(text) for text in row]
+            except ValueError as error:
+                if i > 1:
+                    name = world.__name__.rpartition(".")[2]
+                    warnings.warn(f"{source}, row {i} is no caption of {name}, as those before: {error}", stacklevel=2)
+                break
+        else:
+            return world
+    return None
 
 
 def _first(source, n: int | None) -> pd.DataFrame:

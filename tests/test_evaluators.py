@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -24,8 +25,9 @@ from transformers import Mask2FormerImageProcessorPil as Processor
 from massact_utils import places
 from massact_utils.measures import evaluators
 from massact_utils.measures.masks import iou
-from massact_utils.worlds import toyworld
+from massact_utils.worlds import emojiworld, everyday, grammar, toyworld
 
+WORDS = [*grammar.readable(toyworld)]
 SEGMENTER = places.data("toy") / "segmenter"
 CODE = """
 import torch
@@ -63,11 +65,11 @@ def noise(n, size=96):
 
 def test_attributes_are_read_as_well_as_the_card_says(renders):
     recorded, scenes, images, _ = renders
-    read, drawn = evaluators.read_attributes(images), pd.DataFrame(map(vars, scenes))[list(evaluators.WORDS)]
+    read, drawn = evaluators.read_attributes(images, toyworld), pd.DataFrame(map(vars, scenes))[WORDS]
     right = (read == drawn).mean()  # a drawn scene leaves nothing open
     assert all(right[name] > recorded[name] - 0.06 for name in right.index), right.to_dict()  # 128 images
     assert right.min() > 0.8
-    alone = pd.concat([evaluators.read_attributes([image]) for image in images[:4]], ignore_index=True)
+    alone = pd.concat([evaluators.read_attributes([image], toyworld) for image in images[:4]], ignore_index=True)
     assert alone.equals(read[:4])
 
 
@@ -97,18 +99,74 @@ def test_alignment_is_the_cosine_of_the_clip_and_finds_the_prompt():
 
 def test_attributes_that_are_right():
     images, prompts = sample(32)
-    assert evaluators.attributes_right(images, prompts).mean()[["shape", "colour", "ground", "pattern"]].min() > 0.8
+    right = evaluators.attributes_right(images, prompts, toyworld)
+    assert right.mean()[["shape", "colour", "ground", "pattern"]].min() > 0.8
     blue = toyworld.parse("a large red star at the left on a blue striped ground")
     drawn = list(toyworld.render([blue], seed=0)[0])
-    right = evaluators.attributes_right(drawn, ["a large green star at the left on a blue striped ground"]).iloc[0]
+    green = ["a large green star at the left on a blue striped ground"]
+    right = evaluators.attributes_right(drawn, green, toyworld).iloc[0]
     assert right.colour == 0 and right[["size", "shape", "place", "ground", "pattern"]].sum() >= 4
     assert right[["light", "style"]].isna().all(), "the caption leaves it open"
 
 
 def test_words_right_are_counted_by_what_they_are_about():
     right = pd.DataFrame([[1, 0, 1, 1, np.nan, np.nan, np.nan, np.nan], [1, 1, 0, 1, 1, 0, 0, np.nan]], dtype=float)
-    found = evaluators.by_topic(right.set_axis(list(evaluators.WORDS), axis=1))
+    found = evaluators.by_topic(right.set_axis(WORDS, axis=1), toyworld)
     assert found.round(6).fillna(-1).values.tolist() == [[0.5, 1, -1], [0.75, 0.5, 0]]
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """A CLIP that knows a few words: images are texts, every word is an axis, and one more is everyone's."""
+    known = ["fox", "car", "red", "blue", "beach", "snow", "sunset", "night"]
+    known += [text.split()[-1] for text in evaluators.NONE]
+
+    def features(texts, *, evaluator, device=None):
+        rows = [[0.1, *(float(word in str(text).split()) for word in known)] for text in texts]
+        return torch.nn.functional.normalize(torch.tensor(rows), dim=1)
+
+    monkeypatch.setattr(evaluators, "text_features", features)
+    monkeypatch.setattr(evaluators, "image_features", features)
+
+
+def test_any_clip_reads_any_world_and_may_answer_none(planted):
+    images = ["red car snow night", "fox beach", "noise"]
+    read = evaluators.read_attributes(images, everyday, evaluator="own/clip")
+    words = dict(subject="car", colour="red", ground="in the snow", light="at night")
+    assert read[[*words]].iloc[0].to_dict() == words
+    assert read.subject[1] == "fox" and read.ground[1] == "on a beach" and read.iloc[2].isna().all()
+    asked = ["a blue car in the snow", "a fox on a bridge"]
+    right = evaluators.attributes_right(images[:2], asked, everyday, evaluator="own/clip")[[*words]].fillna(-1)
+    assert right.values.tolist() == [[1, 0, 1, -1], [1, -1, 0, -1]]
+
+
+def test_a_ceiling_is_one_where_all_is_right_and_nought_at_chance():
+    right = pd.DataFrame({name: [1.0, 1.0, np.nan] for name in WORDS})
+    right["light"] = [1.0, 0.0, 0.0]
+    table = evaluators.ceiling(right, toyworld)
+    assert table["above chance"].drop("light").eq(1).all() and table["above chance"].light == pytest.approx(0)
+    assert table.chance["shape"] == 0.1 and table.right.light == pytest.approx(1 / 3)
+
+
+def test_a_world_that_an_evaluator_cannot_read_is_told_before_any_image(planted):
+    with pytest.warns(UserWarning, match=r"'own/clip' reads these words of captions at chance: .*style"):
+        table = evaluators.check_world(everyday, "own/clip")
+    assert set(table.index) == {*everyday.ATTRIBUTES}
+    for world, name in ((everyday, "toy"), (toyworld, "emoji"), (emojiworld, "toy")):
+        with pytest.raises(ValueError, match=f"evaluator '{name}' knows the words of its own world alone"):
+            evaluators.read_attributes(noise(1), world, evaluator=name)
+
+
+def test_the_world_s_own_evaluator_reads_it_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert evaluators.check_world(toyworld)["above chance"].min() > 0.5
+
+
+def test_an_embedded_evaluator_that_is_missing_says_how_it_is_made(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluators.places, "data", lambda *names: tmp_path.joinpath(*names))
+    with pytest.raises(FileNotFoundError, match="python -m training segmenter --world emoji"):
+        evaluators.subject_masks(noise(1), "emoji")
 
 
 def test_an_image_encoder_by_folder(tmp_path):
@@ -127,7 +185,7 @@ def test_an_image_encoder_by_folder(tmp_path):
 
 
 def test_an_evaluator_that_cannot_be_had(tmp_path, monkeypatch):
-    with pytest.raises(RuntimeError, match=r"evaluator '.*nothing-here' was not loaded; allowed: 'toy'"):
+    with pytest.raises(RuntimeError, match=r"evaluator '.*nothing-here' was not loaded; allowed: toy, emoji"):
         evaluators.image_features(noise(1), evaluator=str(tmp_path / "nothing-here"))
     asked = {}
 
@@ -141,7 +199,11 @@ def test_an_evaluator_that_cannot_be_had(tmp_path, monkeypatch):
     assert asked["owner/clip"]["revision"] == "0123abc"
 
 
-EVALUATORS = [evaluators.read_attributes, evaluators.segment, evaluators.image_features]
+EVALUATORS = [
+    lambda images: evaluators.read_attributes(images, toyworld),
+    evaluators.segment,
+    evaluators.image_features,
+]
 
 
 @pytest.mark.parametrize("evaluator", [*EVALUATORS, evaluators.subject_masks])

@@ -40,18 +40,18 @@ def test_dtype_by_name(folder):
 
 
 def test_the_embedded_model_is_found_from_any_folder(folder, monkeypatch, tmp_path):
-    monkeypatch.setitem(load.KNOWN, "toy", (folder, tiny.KLEIN))
+    monkeypatch.setitem(load.KNOWN, "toy", load.Known(folder, tiny.KLEIN))
     monkeypatch.chdir(tmp_path)
     pipe = mu.load()
     assert mu.generate(pipe, "a red star")[0].size == (24, 16)
-    assert os.path.isabs(load.TOY)
+    assert os.path.isabs(load.settings("emoji").where)
 
 
 def test_a_copy_of_the_embedded_model_is_called_as_it_is(klein, tmp_path):
     """Wherever it lies, and after a change of its weights; another model has its pipeline's own defaults."""
     toy = mu.load("toy", device="cpu")
     copied = tmp_path / "mine"
-    shutil.copytree(load.TOY, copied)
+    shutil.copytree(load.KNOWN["toy"].where, copied)
     mine = mu.load(copied, device="cpu")
     assert load.defaults(mine) == load.defaults(toy) == load.KNOWN["toy"][1] and load.defaults(klein) == {}
     image, wanted = (mu.generate(pipe, "a red star", num_inference_steps=1)[0] for pipe in (mine, toy))
@@ -63,13 +63,15 @@ def test_a_copy_of_the_embedded_model_is_called_as_it_is(klein, tmp_path):
 
 
 def test_the_embedded_model_missing_says_how_to_make_it(monkeypatch, tmp_path):
-    monkeypatch.setitem(load.KNOWN, "toy", (tmp_path / "none", {}))
-    with pytest.raises(FileNotFoundError, match="the embedded model is not there"):
+    monkeypatch.setitem(load.KNOWN, "toy", load.Known(tmp_path / "none", {}))
+    with pytest.raises(
+        FileNotFoundError, match=r"the embedded model is not there .* python -m training klein --world toy"
+    ):
         mu.load("toy")
 
 
 def test_names_and_folders_that_are_no_model(tmp_path):
-    with pytest.raises(ValueError, match=r"'tpy' is no known.*known: toy, flux.1-dev"):
+    with pytest.raises(ValueError, match=r"'tpy' is no known.*known: toy, emoji, flux.1-dev"):
         mu.load("tpy")
     with pytest.raises(ValueError, match=r"no known name, no folder"):
         mu.load("./no/such/folder")
@@ -126,10 +128,21 @@ def test_weights_that_do_not_fit_are_an_error(folder, tmp_path, part, missing):
 
 
 def test_defaults_of_known_models_are_arguments_of_a_call(klein):
-    for name, (where, call) in load.KNOWN.items():
+    for name, (where, call, *_) in load.KNOWN.items():
         assert {"num_inference_steps", "height", "width"} <= set(call), name
         assert "guidance_scale" in call or "true_cfg_scale" in call, name
-        assert load._resolve(name) == where
+        assert load.settings(name).where == where
+
+
+def test_every_model_has_settings_that_fit_together(tmp_path):
+    """Prompts are bundled, with pairs; an embedded evaluator stands beside its own world; any other name has all."""
+    for name in [*load.KNOWN, str(tmp_path), "owner/model"]:
+        row = load.settings(name)
+        world = mu.world_of(row.prompts)
+        assert mu.world_of(f"{row.prompts}-pairs") is world
+        assert world.OWN == (row.evaluator if row.evaluator in ("toy", "emoji") else None)
+        assert row.reference == (world.OWN or row.reference)
+    assert load.settings("owner/model").where == "owner/model" and load.settings("toy").steps == 4
 
 
 def test_noise_of_a_row_depends_on_its_seed_alone(klein):

@@ -8,15 +8,14 @@ import pytest
 import massact_utils as mu
 import training.prompts
 from massact_utils import prompts
-from massact_utils.worlds import toyworld
+from massact_utils.worlds import emojiworld, everyday, toyworld
 
 DATA = Path(prompts.BUNDLED)
 
 
 @pytest.mark.slow
-def test_the_toyworld_sets_are_what_their_script_makes():
-    assert (DATA / "toyworld.txt").read_text() == training.prompts.captions()
-    assert (DATA / "toyworld-pairs.csv").read_text() == training.prompts.pairs()
+def test_the_bundled_sets_are_what_their_script_makes():
+    assert {path.name: path.read_text() for path in DATA.iterdir()} == training.prompts.sets()
 
 
 def test_toyworld_prompts_were_never_trained_on():
@@ -42,12 +41,32 @@ def test_toyworld_pairs_differ_in_what_their_kind_says_and_in_all_around():
     ]
 
 
-def test_half_of_the_everyday_pairs_are_for_tuning_and_any_beginning_is_balanced():
-    pairs = mu.prompts.read_pairs("everyday-pairs")
-    for n in (6, 12, len(pairs)):
-        counts = pairs[:n].groupby(["kind", "split"]).size()
-        assert counts.index.to_list() == [(k, s) for k in ("colour", "several", "subject") for s in ("report", "tune")]
-        assert set(counts) == {n // 6}
+@pytest.mark.parametrize("name, world, n", [("everyday", everyday, 200), ("emojiworld", emojiworld, 120)])
+def test_other_pairs_name_the_same_and_differ_in_all_of_it(name, world, n):
+    pairs = mu.prompts.read_pairs(f"{name}-pairs")
+    assert pairs.split.value_counts().to_dict() == {"tune": n // 5, "report": n - n // 5}
+    assert len({*pairs.source, *pairs.target}) == 2 * n, "a caption stands in two pairs"
+    for a, b in zip(map(world.parse, pairs.source), map(world.parse, pairs.target), strict=True):
+        named = [name for name in world.ATTRIBUTES if getattr(a, name) is not None]
+        assert named == [name for name in world.ATTRIBUTES if getattr(b, name) is not None]
+        assert all(getattr(a, name) != getattr(b, name) for name in named)
+
+
+@pytest.mark.parametrize("name", ["toyworld", "emojiworld", "everyday"])
+def test_the_world_of_a_set_is_the_one_that_reads_it(name, tmp_path):
+    world = mu.world_of(name)
+    assert world is getattr(mu.worlds, name) is mu.world_of(f"{name}-pairs")
+    own = write(tmp_path / "own.txt", "\n".join(map(world.caption, world.sample(3, seed=5))))
+    assert mu.world_of(own) is world and mu.world_of(write(tmp_path / "b.txt", "a wet dog\n")) is None
+    with pytest.warns(UserWarning, match=r"own.txt, row 4 is no caption of " + name):
+        assert mu.world_of(write(own, own.read_text() + "\na wet dog")) is None
+
+
+def test_a_file_with_words_in_columns_is_a_world_and_its_words_stand_in_its_captions(tmp_path):
+    file = write(tmp_path / "a.csv", "prompt,subject,ground\na fox in snow,fox,in snow\nan owl,owl,\n")
+    assert mu.world_of(file).parse("an owl").subject == "owl" and mu.world_of(file).ATTRIBUTES["ground"].words
+    with pytest.raises(ValueError, match=r"a.csv: row 2: the caption 'an owl' does not contain its subject, 'elk'"):
+        mu.world_of(write(file, "prompt,subject\na fox in snow,fox\nan owl,elk\n"))
 
 
 @pytest.mark.parametrize("split", ["tune", "report"])
@@ -57,18 +76,17 @@ def test_any_beginning_of_the_toyworld_pairs_is_balanced(split):
         assert pairs[:n].kind.value_counts().to_dict() == dict.fromkeys(("shape", "colour", "both"), n // 3)
 
 
-@pytest.mark.parametrize("name", ["toyworld-pairs", "everyday-pairs"])
+@pytest.mark.parametrize("name", ["toyworld-pairs", "everyday-pairs", "emojiworld-pairs"])
 def test_pairs_to_tune_on_share_no_source_with_those_to_report(name):
     sources = mu.prompts.read_pairs(name).groupby("split").source.agg(set)
     assert not sources["tune"] & sources["report"]
 
 
 def test_everyday_prompts_are_distinct_and_short_enough_for_every_text_encoder():
-    everyday = mu.prompts.read("everyday")
-    assert len(everyday) == len(set(everyday)) == 48
+    prompts = mu.prompts.read("everyday")
+    assert len(prompts) == len(set(prompts)) == 400
     pairs = mu.prompts.read_pairs("everyday-pairs")
-    assert len(pairs) == 24 and (pairs.source != pairs.target).all()
-    assert max(len(text.split()) for text in [*everyday, *pairs.source, *pairs.target]) < 20
+    assert max(len(text.split()) for text in [*prompts, *pairs.source, *pairs.target]) < 20
 
 
 def write(path, content):
@@ -136,7 +154,7 @@ def test_pairs_name_the_columns_they_miss(tmp_path):
         (
             "toywrld",
             None,
-            r"'toywrld' is no bundled set \(everyday, everyday-pairs, toyworld, toyworld-pairs\), no file",
+            r"'toywrld' is no bundled set \(emojiworld, emojiworld-pairs, everyday, .*toyworld-pairs\), no file",
         ),
         ("toyworld", 300, r"300 prompts asked of 'toyworld', which holds 256"),
         ("toyworld", 0, r"0 prompts of 'toyworld'; ask for at least one"),

@@ -126,8 +126,8 @@ def test_tables_that_the_package_makes_have_the_columns_of_the_guide(tmp_path):
     always, toy = columns(SECTIONS["02_disruption"])["arms.parquet"]
     renamed = {"low_error": "layout lost", "high_error": "detail lost"}
     assert set(measures_of_images.compare(images, images, words, others=words).rename(columns=renamed)) <= always
-    assert set(evaluators.attributes_right(images, words)) | set(evaluators.TOPICS) == toy
-    table = transfer.measure(images, (words, words[::-1]), (images, images[::-1]), masks, exact=True)
+    assert set(evaluators.attributes_right(images, words, toyworld)) | set(evaluators.TOPICS) == toy
+    table = transfer.measure(images, (words, words[::-1]), (images, images[::-1]), masks, world=toyworld)
     assert set(table) | {"name", "pair", "png", "share"} == set.union(
         *columns(SECTIONS["04_transport"])["reported.parquet"]
     )

@@ -23,7 +23,7 @@ def cut(record):
 def batch():
     pipe, (pair,) = mu.load("toy"), mu.prompts.read_pairs("toyworld-pairs", 1).to_dict("records")
     top = mu.select_channels(_scores(pipe, pair["source"]), 192)
-    pair["asked"] = transfer.asked(pair["source"], pair["target"])
+    pair["asked"] = transfer.asked(pair["source"], pair["target"], mu.worlds.toyworld)
     return pipe, baseline_batch(pipe, [pair], [5], {"top": top}, cut, **CALL)
 
 

@@ -1,11 +1,16 @@
 """What a caption says of the tokens, without a look at any channel."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
+import massact_utils as mu
 from massact_utils.experiments import spatial
 from massact_utils.measures.masks import coverage, iou
-from massact_utils.worlds import toyworld
+from massact_utils.probes.attention import word_positions
+from massact_utils.worlds import emojiworld, everyday, grammar, toyworld
+from massact_utils.worlds.table import TableWorld
+from tiny import pixart
 
 GRID = (6, 9)
 
@@ -14,12 +19,45 @@ def test_the_captions_mask_is_nearer_to_its_own_renders_than_to_anothers():
     texts = [f"a large red square at the {place} on a blue plain ground" for place in ("left", "right")]
     drawn = [toyworld.render([toyworld.parse(text)] * 8, seed=5)[1]["subject"] for text in texts]
     drawn = [coverage(mask, GRID) > 0.5 for mask in drawn]
-    likely = spatial.caption_masks(texts, GRID)
+    likely = spatial.caption_masks(texts, toyworld, GRID)
     overlap = [[np.mean([iou(mask, one) for one in some]) for some in drawn] for mask in likely]
     assert min(overlap[0][0], overlap[1][1]) > 0.5 > max(overlap[0][1], overlap[1][0])
 
 
-@pytest.mark.parametrize("text", ["a small red star at the left on a blue plain ground lit from above", "a wet dog"])
-def test_an_open_layout_names_neither_size_nor_place_and_the_rest_as_it_was(text):
-    told = spatial.open_layout(text)
-    assert told == text.replace("small ", "").replace("at the left ", "") == spatial.open_layout(told)
+@pytest.mark.parametrize(
+    "text, world",
+    [
+        ("a small red star at the left on a blue plain ground lit from above", toyworld),
+        ("a small fox at the left on a blue plain ground, in Noto style", emojiworld),
+        ("a fox on a beach", everyday),
+        ("a wet dog", None),
+    ],
+)
+def test_an_open_layout_names_neither_size_nor_place_and_the_rest_as_it_was(text, world):
+    told = spatial.open_layout(text, world)
+    assert told == text.replace("small ", "").replace("at the left ", "") == spatial.open_layout(told, world)
+
+
+def test_words_of_subject_and_ground_are_found_in_captions_of_any_world():
+    table = pd.DataFrame({"caption": ["A Fox in the snow"], "subject": ["fox"], "ground": ["in the snow"]})
+    texts = {
+        "a small red star at the left on a blue plain ground": (toyworld, "red star", "blue plain ground"),
+        "an owl with a fox on an orange plain ground": (emojiworld, "owl", "orange plain ground"),
+        "A Fox in the snow": (TableWorld(table), "Fox", "in the snow"),
+    }
+    pipe = mu.load("toy", device="cpu")
+    for text, (world, *words) in texts.items():
+        scene = world.parse(text)
+        for part, said in zip(("subject", "ground"), words, strict=True):
+            found = spatial._positions(pipe, text, grammar.phrases(world, scene, part))
+            assert found == word_positions(pipe, text, said), text
+    scene = everyday.parse("photo of a red car in the snow at night")
+    assert grammar.phrases(everyday, scene, "subject") == ["red", "car"]
+    assert grammar.phrases(everyday, scene, "ground") == ["in the snow"]
+
+
+def test_a_model_or_a_caption_that_tells_of_no_words_has_no_attention():
+    table = TableWorld(pd.DataFrame({"caption": ["an owl"], "subject": ["owl"], "ground": [None]}))
+    for pipe, text, world in ((mu.load("toy"), "an owl", table), (pixart().pipe, "a fox on a beach", everyday)):
+        with spatial.subject_attention(pipe, [text], world) as heat:
+            assert heat == {}

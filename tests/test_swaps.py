@@ -5,12 +5,14 @@ import pandas as pd
 import pytest
 
 from massact_utils.experiments import swaps
-from massact_utils.worlds import toyworld
+from massact_utils.worlds import emojiworld, everyday, grammar, toyworld
+
+WORDS = [*grammar.readable(toyworld)]
 
 
 @pytest.fixture(scope="module")
 def some():
-    return swaps.swap_words(toyworld.sample(2, seed=3, split="test"), seed=3)
+    return swaps.swap_words(toyworld.sample(2, seed=3, split="test"), toyworld, seed=3)
 
 
 def test_every_row_differs_from_its_base_in_one_word(some):
@@ -22,7 +24,18 @@ def test_every_row_differs_from_its_base_in_one_word(some):
             words = vars(toyworld.parse(row.caption))
             assert [name for name in words if words[name] != base[name]] == [row.attribute]
             assert toyworld.split_of(toyworld.parse(row.caption)) != "held-out"
-    assert set(table.attribute) == {"", *swaps.WORDS}
+    assert set(table.attribute) == {"", *WORDS}
+
+
+def test_any_world_that_draws_is_swapped_and_none_that_does_not():
+    """EmojiWorld has 128 things; of each word MOST others are tried at most, and none is a held-out drawing."""
+    (scene,) = emojiworld.sample(1, seed=1, split="test")
+    table, images, masks = swaps.swap_words([scene], emojiworld, seed=1)
+    assert len(images) == len(masks) == len(table) and set(table.attribute) == {"", *grammar.readable(emojiworld)}
+    assert table.attribute.value_counts()["thing"] <= swaps.MOST
+    assert {emojiworld.split_of(emojiworld.parse(text)) for text in table.caption[1:]} <= {"train", "test"}
+    with pytest.raises(ValueError, match="draws nothing"):
+        swaps.swap_words(everyday.sample(1), everyday)
 
 
 def test_only_what_was_swapped_is_drawn_anew(some):
@@ -40,9 +53,9 @@ def test_a_planted_word_explains_its_channel(some):
     """A channel that follows the ground, one that follows light and half as much style, and one that never changes."""
     table, *_ = some
     words = [vars(toyworld.parse(text)) for text in table.caption]
-    code = {name: np.array([toyworld.ATTRIBUTES[name].index(w[name]) for w in words], float) for name in swaps.WORDS}
+    code = {name: np.array([toyworld.ATTRIBUTES[name].words.index(w[name]) for w in words], float) for name in WORDS}
     found = swaps.word_shares(np.stack([code["ground"], code["light"] * 2 + code["style"], 0 * code["size"]], 1), table)
-    assert found[0].round(6).to_dict() == {name: float(name == "ground") for name in swaps.WORDS}
+    assert found[0].round(6).to_dict() == {name: float(name == "ground") for name in WORDS}
     assert found[1].light > found[1].style > 0 and found[1].sum() == pytest.approx(1)
     assert (found[2] == 0).all()
 

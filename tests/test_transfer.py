@@ -9,7 +9,7 @@ import massact_utils as mu
 from massact_utils.experiments.transport import offset
 from massact_utils.measures import transfer
 from massact_utils.measures.images import lit_from
-from massact_utils.worlds import toyworld
+from massact_utils.worlds import everyday, toyworld
 from massact_utils.worlds.toyworld import Scene, caption
 
 SAME = dict(place="centre", size="large")
@@ -26,7 +26,7 @@ def render(*scenes, seed=0):
 def test_attributes_of_rendered_scenes():
     """An untouched target gains nothing, the source keeps nothing, and the swapped scene has both."""
     images, _ = render(TARGET, SOURCE, SWAPPED)
-    table = transfer.by_attributes(images, [caption(SOURCE)] * 3, [caption(TARGET)] * 3, images[:1] * 3)
+    table = transfer.by_attributes(images, [caption(SOURCE)] * 3, [caption(TARGET)] * 3, images[:1] * 3, toyworld)
     assert table.gain.tolist() == [0, 1, 1]
     assert table.keep.tolist() == [1, 0, 1]
     assert table.stays.tolist() == [1, 0, 0] and table.along.tolist() == [0, 1, 0]
@@ -40,7 +40,7 @@ def bundled():
     """Bundled pairs rendered: texts, parsed scenes, images, and masks of source, target and what is asked for."""
     pairs = mu.prompts.read_pairs("toyworld-pairs")
     texts = {"source": pairs.source.tolist(), "target": pairs.target.tolist()}
-    texts["asked"] = [transfer.asked(*pair) for pair in zip(*texts.values(), strict=True)]
+    texts["asked"] = [transfer.asked(*pair, toyworld) for pair in zip(*texts.values(), strict=True)]
     made = {name: render(*map(toyworld.parse, some), seed=1) for name, some in texts.items()}
     return texts, {name: images for name, (images, _) in made.items()}, {name: mask for name, (_, mask) in made.items()}
 
@@ -63,7 +63,7 @@ def test_only_an_exchange_scores(bundled):
     subject, score = {"pasted": masks["source"], "pasted there": there}, {}
     wanted = [toyworld.parse(text).light for text in texts["target"]]
     for name, some in arms.items():
-        table = transfer.by_attributes(some, texts["source"], texts["target"], images["target"])
+        table = transfer.by_attributes(some, texts["source"], texts["target"], images["target"], toyworld)
         score[name] = table.exchange.mean()
         if name.startswith("pasted"):
             own = [a == b for a, b in zip(lit_from(some, subject[name]), wanted, strict=True)]
@@ -75,12 +75,17 @@ def test_only_an_exchange_scores(bundled):
     assert score["asked"] > 0.9, "what is asked for in words, rendered, is a perfect exchange"
 
 
+def test_an_exchange_asked_in_words_gives_up_what_the_new_subject_cannot_have():
+    assert transfer.asked("a fox in a meadow", "a red car on a beach", everyday) == "a fox on a beach"
+    assert transfer.asked("a blue car in a meadow", "a red mug on a beach", everyday) == "a blue car on a beach"
+
+
 def test_captions_that_do_not_differ_are_refused():
     images, _ = render(TARGET)
     with pytest.raises(ValueError, match="nothing to gain"):
-        transfer.by_attributes(images, [caption(TARGET)], [caption(TARGET)], images)
+        transfer.by_attributes(images, [caption(TARGET)], [caption(TARGET)], images, toyworld)
     with pytest.raises(ValueError, match="nothing to keep"):
-        transfer.by_attributes(images, [caption(SWAPPED)], [caption(TARGET)], images)
+        transfer.by_attributes(images, [caption(SWAPPED)], [caption(TARGET)], images, toyworld)
 
 
 def test_features_of_rendered_scenes():
@@ -104,7 +109,7 @@ def test_detail_counts_outside_the_mask_alone():
     noisy = Image.fromarray(np.clip(np.asarray(pasted) + noise, 0, 255).astype(np.uint8))
     captions = [caption(SOURCE)] * 3, [caption(TARGET)] * 3
     pictures = [pasted, noisy, source]
-    table = transfer.measure(pictures, captions, ([source] * 3, [target] * 3), union, exact=True)
+    table = transfer.measure(pictures, captions, ([source] * 3, [target] * 3), union, world=toyworld)
     assert table.detail[0] == pytest.approx(0, abs=1e-5) and 0.01 < table.detail[1] < table.detail[2]
 
 

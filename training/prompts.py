@@ -1,6 +1,7 @@
-"""Write the ToyWorld prompt sets into data/prompts.
+"""Write the worlds' prompt sets into data/prompts.
 
-toyworld.txt are captions of the test split, drawn at random. toyworld-pairs.csv are pairs of them for transport. Source
+<world>.txt are captions, drawn at random (of the embedded worlds, of the test split), <world>-pairs.csv pairs for
+transport, of which some are to tune on. Source and target differ in all that both name. ToyWorld's have kinds: source
 and target of a pair differ in ground, pattern, place, light and style, so that neither returning the source nor pasting
 it scores. Their subjects differ in shape ("shape"), in colour ("colour") or in both ("both"). Neither subject has the
 colour of one of the two grounds, so that each can stand on the other's. No caption stands in two pairs, so that the
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from massact_utils import places
+from massact_utils.worlds import emojiworld, everyday
 from massact_utils.worlds.toyworld import ATTRIBUTES, Scene, caption, sample, split_of
 
 FOLDER = places.data("prompts")
@@ -29,7 +31,7 @@ def pairs(tune: int = 8, report: int = 32, seed: int = 0) -> str:
     for split in ["tune"] * tune + ["report"] * report:
         for kind, subject in KINDS.items():
             while True:
-                two = {name: rng.choice(allowed, 2, replace=False) for name, allowed in ATTRIBUTES.items()}
+                two = {name: rng.choice(allowed.words, 2, replace=False) for name, allowed in ATTRIBUTES.items()}
                 words = {name: two[name] for name in ALWAYS}
                 words |= {name: two[name] if name in subject else two[name][[0, 0]] for name in KINDS["both"]}
                 source, target = ({name: str(word[i]) for name, word in words.items()} for i in (0, 1))
@@ -45,7 +47,22 @@ def pairs(tune: int = 8, report: int = 32, seed: int = 0) -> str:
     return pd.DataFrame(rows, columns=["source", "target", "kind", "split"]).to_csv(index=False, lineterminator="\n")
 
 
+def sets() -> dict[str, str]:
+    """Every file's name and text."""
+    drawn = {
+        "everyday": (everyday, everyday.sample(400), 200),
+        "emojiworld": (emojiworld, emojiworld.sample(256, split="test"), 120),
+    }
+    files = {"toyworld.txt": captions(), "toyworld-pairs.csv": pairs()}
+    for name, (world, scenes, n) in drawn.items():
+        files[f"{name}.txt"] = "".join(f"{world.caption(scene)}\n" for scene in scenes)
+        table = pd.DataFrame([map(world.caption, pair) for pair in world.pairs(n)], columns=["source", "target"])
+        table = table.assign(kind="all", split=["tune"] * (n // 5) + ["report"] * (n - n // 5))
+        files[f"{name}-pairs.csv"] = table.to_csv(index=False, lineterminator="\n")
+    return files
+
+
 def make() -> None:
-    """Write both sets."""
-    (FOLDER / "toyworld.txt").write_text(captions())
-    (FOLDER / "toyworld-pairs.csv").write_text(pairs())
+    """Write all sets."""
+    for name, text in sets().items():
+        (FOLDER / name).write_text(text)

@@ -37,12 +37,11 @@ class Embedded(NamedTuple):
     @property
     def words(self) -> dict:
         """Attribute -> its words."""
-        return {name: getattr(words, "words", words) for name, words in self.world.ATTRIBUTES.items()}
+        return {name: attribute.words for name, attribute in self.world.ATTRIBUTES.items()}
 
     def question(self, name: str, word: str) -> str:
         """The zero-shot prompt that asks an evaluator for a word."""
-        attribute = self.world.ATTRIBUTES[name]
-        return attribute.phrase.format(word) if hasattr(attribute, "phrase") else self.world.question(name, word)
+        return self.world.ATTRIBUTES[name].phrase.format(word)
 
     @property
     def published(self) -> Path:

@@ -69,15 +69,18 @@ def phases(stats: xr.Dataset) -> dict:
 
 
 def run(
-    results, pipe, prompts, table, stats, *, others, n_seeds=1, at_once=16, evaluator="toy", words=False, seed=0, **call
+    results, pipe, prompts, table, stats, *, others, n_seeds=1, at_once=16, evaluator="toy", world=None, seed=0, **call
 ) -> pd.DataFrame:
     """Every arm of a table with every prompt and seed: a row an image, its arm, `removed` (the share of energy by which
     the state was moved) and its measures against the untouched image of the same noise.
 
     Measures are those of `images.compare`, by an evaluator and with `others` for chance, "semantics lost" (the drop of
-    alignment; 1 is down to chance), and with `words` those of ToyWorld captions that are read right. Pictures of the
-    first four prompts are saved for the explorer. `results` is a Run: only batches that are missing are computed.
+    alignment; 1 is down to chance), and with a world, whose captions the prompts are, the words that are read right.
+    Pictures of the first four prompts are saved for the explorer. `results` is a Run: only batches that are missing are
+    computed. Raises what `evaluators.check_own` does, before the first image.
     """
+    if world:
+        evaluators.check_own(world, evaluator)
 
     def measure(batch):
         rows = pd.DataFrame(dict(prompt=batch.prompts, seed=batch.seeds, image=batch.indices))
@@ -90,7 +93,7 @@ def run(
         _save_pictures(results, rows, images, seed)
         texts, intact = rows.prompt.tolist(), [intact[i] for i in rows.seed]
         measures = compare(images, intact, texts, others=others, evaluator=evaluator)
-        right = [evaluators.attributes_right(images, texts)] if words else []
+        right = [evaluators.attributes_right(images, texts, world, evaluator=evaluator)] if world else []
         return rows.join([measures, *right])
 
     for batch in results.pending(prompts, size=max(1, at_once // len(table))):
@@ -99,7 +102,7 @@ def run(
     intact = data[data.which == "untouched"].set_index("seed")
     lost = data.seed.map(intact.alignment) - data.alignment
     data["semantics lost"] = lost / (intact.alignment - intact.chance).mean()
-    return data.join(evaluators.by_topic(data)) if words else data
+    return data.join(evaluators.by_topic(data, world)) if world else data
 
 
 def generate_arms(pipe, rows: pd.DataFrame, stats: xr.Dataset, seed: int = 0, **call):

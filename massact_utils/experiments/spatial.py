@@ -1,12 +1,12 @@
 """Spatial: every way to mark the subject, by channels and without them, at all layers and steps of every prompt.
 
-look = rendered(pipe, **call)                                 # or generated(pipe, "toy"): images, masks by name
+look = rendered(pipe, toyworld, **call)                       # or generated(pipe, {"model": "toy"}): images, masks
 scores = rank(results, look, prompts[:16:2])                  # by what channels are ranked
 sets = Sets(order, k=12, seed=0, every=True)                  # which channels are cut, and how
 data = run(results, pipe, look, prompts, sets, steps=[0, 3])  # a table of overlaps, image by image
 """
 
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,20 +23,20 @@ from ..probes.channels import ChannelStats
 from ..probes.predicted import matches_flow, predicted_x0, to_tokens
 from ..probes.record import Record
 from ..probes.transport import noised_source
-from ..worlds import toyworld
+from ..worlds import grammar
 
 BORDER = dict(method="border", scaling="standard")
 CUTS = {"": {}, ", border": BORDER}  # endings of an arm's name, and how its tokens are cut
 AT_ONCE = 8
 
 
-def rendered(pipe, **call):
-    """ToyWorld scenes, noised to every step, in the place of generated images: a function of a batch and probes that
-    gives images (B, h, w, 3) and exact masks by name.
+def rendered(pipe, world, **call):
+    """A world's scenes, drawn and noised to every step, in the place of generated images: a function of a batch and
+    probes that gives images (B, h, w, 3) and exact masks by name.
     """
 
     def look(batch, *probes, steps=None):
-        images, masks, _ = toyworld.render([toyworld.parse(text) for text in batch.prompts], seed=batch.seeds[0])
+        images, masks, _ = world.render([world.parse(text) for text in batch.prompts], seed=batch.seeds[0])
         noised_source(pipe, images, *probes, prompt=batch.prompts, seed=batch.seeds, steps=steps, **call)
         return images, masks
 
@@ -97,22 +97,23 @@ class Sets:
             self.arms |= {"all": {}, "all, PCA": dict(method="pca"), "all, border": BORDER}
 
 
-def run(results, pipe, look, prompts, sets: Sets, steps, *, captions: bool = False) -> xr.Dataset:
+def run(results, pipe, look, prompts, sets: Sets, steps, *, world=None) -> xr.Dataset:
     """Overlaps of all arms and baselines with the subject, as `masks.overlaps` has them, with share (image, thing, row,
     column) of the tokens' areas and small pictures; the `few` channels of a batch are kept in the results' records/.
 
-    With `captions` prompts are ToyWorld's, and what they say of the tokens is a baseline, too.
+    With a world, whose captions the prompts are, the model's attention to their words is a baseline, too, where it can
+    be read (`subject_attention`), and, where the world can draw, what the captions say of the tokens (`caption_masks`).
     """
     for batch in results.pending(prompts, AT_ONCE):
         records = [Record(sets.order[:, ranks]) for ranks in (sets.many, sets.few)]
-        attention = subject_attention(pipe, batch.prompts, steps) if captions else nullcontext({})
+        attention = subject_attention(pipe, batch.prompts, world, steps) if world else nullcontext({})
         with _predicted(pipe, steps) as guesses, attention as heat:
             images, masks = look(batch, *records, steps=steps)
         records[1].save(results.path(f"records/{batch.index}.safetensors"))
         grid = records[0].grid
         baselines = image_tokens(pipe, images, grid)
-        if captions:
-            likely = caption_masks(batch.prompts, grid)
+        if world and world.render:
+            likely = caption_masks(batch.prompts, world, grid)
             baselines["caption"] = {0: likely.reshape(len(likely), -1).astype(np.float32)}
         baselines |= {"own guess": guesses, "attention": heat}
         share = np.stack([coverage(mask, grid) for mask in masks.values()], 1)  # image thing H W
@@ -143,41 +144,52 @@ def image_tokens(pipe, images, grid: tuple[int, int]) -> dict:
     return {"pixels": {0: token_colours(images, grid)}, "latents": {0: clean}}
 
 
-def caption_masks(captions, grid: tuple[int, int], n: int = 32) -> np.ndarray:
-    """The mask that overlaps the subjects of n other renders of each ToyWorld caption most: (image, H, W) bool.
+def caption_masks(captions, world, grid: tuple[int, int], n: int = 32) -> np.ndarray:
+    """The mask that overlaps the subjects of n other renders of each caption most: (image, H, W) bool.
 
-    Raises ValueError for a text that is no ToyWorld caption.
+    Raises ValueError for a text that is no caption of the world.
     """
     masks = []
     for caption in captions:
-        subjects = toyworld.render([toyworld.parse(caption)] * n, seed=10**6, size=4 * grid[0])[1]["subject"]
+        subjects = world.render([world.parse(caption)] * n, seed=10**6, size=4 * grid[0])[1]["subject"]
         masks.append(best_consensus(coverage(subjects, grid) > 0.5))
     return np.stack(masks)
 
 
-def open_layout(text: str) -> str:
-    """A ToyWorld caption that leaves size and place open; every other text as it is.
+def open_layout(text: str, world) -> str:
+    """A caption that leaves size and place open; as it is in a world whose captions name neither, and without a world.
 
-    >>> open_layout("a small red star at the left on a blue plain ground")
+    >>> from massact_utils.worlds import toyworld
+    >>> open_layout("a small red star at the left on a blue plain ground", toyworld)
     'a red star on a blue plain ground'
-    >>> open_layout("a dog in the rain")
+    >>> open_layout("a dog in the rain", None)
     'a dog in the rain'
     """
-    try:
-        return toyworld.caption(replace(toyworld.parse(text), size=None, place=None))
-    except ValueError:
-        return text
+    named = [name for name in grammar.LAYOUT if world and name in world.ATTRIBUTES]
+    return world.caption(replace(world.parse(text), **dict.fromkeys(named))) if named else text
 
 
-def subject_attention(pipe, captions, steps=None):
-    """`concept_attention` of ToyWorld captions, one a row: the subject's words against the ground's."""
-    places = []
-    for caption in captions:
-        scene = toyworld.parse(caption)
-        ground = f"{scene.ground} {scene.pattern} ground"
-        subject = f"{scene.colour} {scene.shape}"
-        places.append((word_positions(pipe, caption, subject), word_positions(pipe, caption, ground)))
-    return concept_attention(pipe, places, steps)
+@contextmanager
+def subject_attention(pipe, captions, world, steps=None):
+    """`concept_attention` of a world's captions, one a row: the subject's words against the ground's. Nothing, {}, for
+    a caption without one of the two, and for a model whose attention or tokenizer does not tell of words.
+    """
+    with ExitStack() as stack:
+        heat, scenes = {}, [world.parse(text) for text in captions]
+        both = [[grammar.phrases(world, scene, part) for part in ("subject", "ground")] for scene in scenes]
+        if all(map(all, both)):
+            with suppress(TypeError):
+                rows = zip(captions, both, strict=True)
+                places = [[_positions(pipe, text, phrases) for phrases in parts] for text, parts in rows]
+                heat = stack.enter_context(concept_attention(pipe, places, steps))
+        yield heat
+
+
+def _positions(pipe, caption: str, phrases) -> list[int]:
+    """Positions of phrases among the text tokens, in the caption's own upper and lower case."""
+    at = [caption.lower().find(phrase.lower()) for phrase in phrases]
+    written = [caption[i : i + len(phrase)] for i, phrase in zip(at, phrases, strict=True)]
+    return [place for words in written for place in word_positions(pipe, caption, words)]
 
 
 def _predicted(pipe, steps):

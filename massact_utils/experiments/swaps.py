@@ -1,5 +1,6 @@
 """Swaps: scenes with one word changed, what channels say of a scene, and which word each channel's level follows."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -8,34 +9,39 @@ import pandas as pd
 from ..measures.statistics import linear_probe_accuracy
 from ..probes.record import Record
 from ..probes.transport import noised_source
-from ..worlds import toyworld
+from ..worlds import grammar
 
-WORDS = tuple(name for name in toyworld.ATTRIBUTES if name != "companion")
+MOST = 16  # other words that are tried in the place of one
 
 
-def swap_words(scenes, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+def swap_words(scenes, world, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Scenes with one word changed at a time, drawn alike but for it: a table, images and masks of the subject.
 
     Each scene is drawn from a seed of its own without companion, and all its words are named. Then each word gives way
-    to every other of its kind, with the same seed. A row of the table has base (the scene), attribute ("" for the scene
-    itself), caption and seed; images are (n, 96, 96, 3) uint8, masks (n, 96, 96) bool. Left out is what cannot be a
-    scene (a subject in its ground's colour) and what no training saw (`toyworld.HELD_OUT`).
+    to others of its kind, at most MOST, with the same seed. A row of the table has base (the scene), attribute ("" for
+    the scene itself), caption and seed; images are (n, 96, 96, 3) uint8, masks (n, 96, 96) as the world has them. Left
+    out is what cannot be a scene (a subject in its ground's colour) and what no training saw (the held-out split).
+    Raises ValueError for a world that draws nothing.
     """
+    if not world.render:
+        raise ValueError("this world draws nothing, so no picture has one word changed; take toyworld or emojiworld")
     rows, pictures, masks = [], [], []
     for base, scene in enumerate(scenes):
         alone = replace(scene, companion=None)
-        _, _, (full,) = toyworld.render([alone], seed=seed + base)
-        variants = [("", full)]
-        for name in WORDS:
-            others = [word for word in toyworld.ATTRIBUTES[name] if word != getattr(full, name)]
-            clash = {"colour": full.ground, "ground": full.colour}.get(name)
-            variants += [(name, replace(full, **{name: word})) for word in others if word != clash]
+        _, _, (full,) = world.render([alone], seed=seed + base)
+        variants, rng = [("", full)], np.random.default_rng(seed + base)
+        for name, attribute in grammar.readable(world).items():
+            others = [word for word in attribute.words if word != getattr(full, name)]
+            others = others if len(others) <= MOST else [others[i] for i in sorted(rng.permutation(len(others))[:MOST])]
+            for word in others:
+                with suppress(ValueError):  # no scene, as a subject in its ground's colour
+                    variants.append((name, replace(full, **{name: word})))
         for name, changed in variants:
-            if name and toyworld.split_of(changed) == "held-out":
+            if name and world.split_of(changed) == "held-out":
                 continue
-            image, mask, _ = toyworld.render([changed], seed=seed + base)
+            image, mask, _ = world.render([changed], seed=seed + base)
             pictures.append(image[0]), masks.append(mask["subject"][0])
-            rows.append((base, name, toyworld.caption(changed), seed + base))
+            rows.append((base, name, world.caption(changed), seed + base))
     return pd.DataFrame(rows, columns=["base", "attribute", "caption", "seed"]), np.stack(pictures), np.stack(masks)
 
 
@@ -75,7 +81,7 @@ def word_shares(levels, table: pd.DataFrame, channels=None) -> pd.DataFrame:
     averaged over bases. It is adjusted: variances are unbiased, so that a word with more alternatives has no more.
     """
     levels, share = np.asarray(levels, float), {}
-    for name in WORDS:
+    for name in table.attribute[table.attribute != ""].unique():
         bases = [np.isin(table.attribute, ["", name]) & (table.base == base) for base in table.base.unique()]
         share[name] = np.mean([levels[rows].var(axis=0, ddof=1) for rows in bases if rows.sum() > 1], axis=0)
     share = pd.DataFrame(share, channels).T

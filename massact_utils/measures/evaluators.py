@@ -1,12 +1,13 @@
 """Evaluators: CLIPs and segmenters, loaded once by name.
 
-An evaluator is "toy", a folder or a Hub id; a Hub id may carry its revision (owner/name@commit), so that results of
-another state of it are never taken for these. "toy" are ToyWorld's own CLIP and segmenter, which know its words and
-shapes alone and are scored in data/toy/metrics.json. Evaluators run in float32, on cuda where there is one or on
-`device`, and stay there until `unload`.
+An evaluator is "toy" or "emoji", a folder or a Hub id; a Hub id may carry its revision (owner/name@commit), so that
+results of another state of it are never taken for these. "toy" and "emoji" are an embedded world's own CLIP and
+segmenter, which know its words and shapes alone and are scored in data/<name>/metrics.json. Evaluators run in float32,
+on cuda where there is one or on `device`, and stay there until `unload`.
 """
 
 import re
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -15,20 +16,16 @@ import pandas as pd
 import torch
 
 from .. import places
-from ..models.load import quiet
-from ..worlds import toyworld
+from ..models.load import KNOWN, quiet, settings
+from ..worlds import grammar
 
 BATCH = 64
 BACKGROUND = {"background", "void", "unlabeled", "unlabelled"}
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in which BiRefNet was trained
 
-# Words that are read; the companion's is left out, since half of the scenes have none.
-WORDS = {name: words for name, words in toyworld.ATTRIBUTES.items() if name != "companion"}
-TOPICS = {  # what a word is about
-    "subject's words": ["shape", "colour", "size", "place"],
-    "ground's words": ["ground", "pattern"],
-    "light and style": ["light", "style"],
-}
+EMBEDDED = tuple(name for name, known in KNOWN.items() if isinstance(known.where, Path))
+NONE = ("random noise", "a blank picture", "an abstract texture")  # what an image shows in which no word is to be read
+TOPICS = {"subject's words": "subject", "ground's words": "ground", "light and style": "whole"}  # part of the picture
 
 
 def check_pairs(images, others) -> None:
@@ -60,7 +57,7 @@ def clip(name: str, device: str):
     from transformers import AutoModel, AutoTokenizer  # seconds, which a bare import does not take
     from transformers.models.auto.image_processing_auto import AutoImageProcessor  # from the top, it needs torchvision
 
-    where, _, revision = (str(places.data("toy", "clip")) if name == "toy" else name).partition("@")
+    where, _, revision = _where(name, "clip").partition("@")
     options = dict(trust_remote_code=False) | ({"revision": revision} if revision else {})
     try:
         with quiet(Path(where).is_dir()):
@@ -70,8 +67,8 @@ def clip(name: str, device: str):
             tokenizer = AutoTokenizer.from_pretrained(where, **options) if reads else None
     except (OSError, ValueError) as error:
         raise RuntimeError(
-            f"evaluator {name!r} was not loaded; allowed: 'toy', a Hub id or a folder of a CLIP, SigLIP or image "
-            f"encoder with safetensors. The reason: {str(error).partition(chr(10))[0]}"
+            f"evaluator {name!r} was not loaded; allowed: {', '.join(EMBEDDED)}, a Hub id or a folder "
+            f"of a CLIP, SigLIP or image encoder with safetensors. The reason: {str(error).partition(chr(10))[0]}"
         ) from error
     return model.to(device).eval(), processor, tokenizer
 
@@ -87,7 +84,7 @@ def segmenter(name: str, device: str, revision=None, trust_remote_code: bool = F
     )
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    where, trust = str(places.data("toy", "segmenter")) if name == "toy" else name, trust_remote_code
+    where, trust = _where(name, "segmenter"), trust_remote_code
     if trust and not Path(where).is_dir() and not re.fullmatch("[0-9a-f]{40}", revision or ""):
         raise ValueError(
             f"trust_remote_code runs what stands in {name} today; pin what you have read: revision = a 40-digit commit "
@@ -104,6 +101,16 @@ def segmenter(name: str, device: str, revision=None, trust_remote_code: bool = F
         network = kind.from_pretrained(where, use_safetensors=True, **options).float().eval().to(device)
         bare = kind.__name__ in own
         return network, None if bare else AutoImageProcessor.from_pretrained(where, backend="pil", revision=revision)
+
+
+def _where(name: str, stage: str) -> str:
+    """A folder or Hub id of an evaluator."""
+    folder = places.data(name, stage)
+    if name in EMBEDDED and not folder.is_dir():
+        raise FileNotFoundError(
+            f"{stage} of {name!r} is not there; make it with: python -m training {stage} --world {name}"
+        )
+    return str(folder) if name in EMBEDDED else name
 
 
 def unload() -> None:
@@ -160,46 +167,100 @@ def alignment(images, prompts, *, evaluator: str = "toy", device=None) -> np.nda
     return (image_features(images, **options) * text_features(prompts, **options)).sum(-1).numpy()
 
 
-@torch.no_grad()
-def read_attributes(images, *, device=None) -> pd.DataFrame:
-    """The words the ToyWorld CLIP reads off images, one row an image, one column an attribute.
+def read_attributes(images, world, *, evaluator: str = "toy", device=None) -> pd.DataFrame:
+    """The words of a world that a CLIP reads off images, one row an image, one column an attribute (`readable`).
 
-    `images`: PIL images or arrays (H, W, 3) uint8. Each attribute is the best of its zero-shot prompts
-    (`toyworld.question`). The companion is not read. Raises ValueError for no images.
+    `images`: PIL images or arrays (H, W, 3) uint8. Each attribute is the best of its zero-shot prompts, a phrase for
+    every word. An evaluator that is not the world's own may answer None, too, where a text of NONE fits better than
+    all words. Raises ValueError for no images, and for an embedded evaluator that learnt another world.
     """
-    model, processor, tokenizer = clip("toy", default_device(device))
-    prompts = [toyworld.question(name, word) for name, words in WORDS.items() for word in words]
-    text = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
-    logits = []
-    for part in batches(images):
-        pixels = processor(part, return_tensors="pt").to(model.device)
-        logits.append(model(**text, **pixels).logits_per_image.cpu())  # B prompts
-    each = torch.cat(logits).split([len(words) for words in WORDS.values()], 1)
-    best = zip(WORDS.items(), (part.argmax(1).tolist() for part in each), strict=True)
-    return pd.DataFrame({name: [words[i] for i in chosen] for (name, words), chosen in best})
+    check_own(world, evaluator)
+    return _read(image_features(images, evaluator=evaluator, device=device), world, evaluator, device)
 
 
-def attributes_right(images, prompts, *, device=None) -> pd.DataFrame:
-    """Whether each image shows what its ToyWorld caption says: one row an image, one column an attribute, 1 or 0, and
-    nan where the caption leaves the attribute open.
+def attributes_right(images, prompts, world, *, evaluator: str = "toy", device=None) -> pd.DataFrame:
+    """Whether each image shows what its caption says: one row an image, one column an attribute, 1 or 0, and nan where
+    the caption leaves the attribute open.
 
-    Read by `read_attributes`. Raises ValueError for prompts that are not ToyWorld captions.
+    Read by `read_attributes`. Raises ValueError for prompts that are not captions of the world.
     """
     check_pairs(images, prompts)
-    asked = pd.DataFrame([vars(toyworld.parse(prompt)) for prompt in prompts])[list(WORDS)]
-    right = read_attributes(images, device=device) == asked
-    return right.astype(float).where(asked.notna())
+    asked = _named(prompts, world)
+    return _right(read_attributes(images, world, evaluator=evaluator, device=device), asked)
 
 
-def by_topic(right: pd.DataFrame) -> pd.DataFrame:
+def by_topic(right: pd.DataFrame, world) -> pd.DataFrame:
     """Share of the words that is right, of the subject, of the ground, of light and style (`TOPICS`): the columns of
     `attributes_right` -> a row an image, 0 to 1. Counted are the words that the caption names; nan where it names none.
     """
-    return pd.DataFrame({topic: right[words].mean(axis=1) for topic, words in TOPICS.items()})
+    parts = {topic: [*grammar.readable(world, part)] for topic, part in TOPICS.items()}
+    return pd.DataFrame({topic: right[words].mean(axis=1) for topic, words in parts.items()})
+
+
+def ceiling(right: pd.DataFrame, world) -> pd.DataFrame:
+    """How well a world's words are read off untouched images: the columns of `attributes_right` -> a row an attribute,
+    "n" (captions that name it), "right" (the most that an edit can lose), "chance", and "above chance", 0 at chance and
+    1 where all is right.
+    """
+    words = grammar.readable(world)
+    chance = {name: 1 / len(attribute.words) for name, attribute in words.items()}
+    table = pd.DataFrame({"n": right[[*words]].count(), "right": right[[*words]].mean(), "chance": chance})
+    return table.assign(**{"above chance": (table.right - table.chance) / (1 - table.chance).replace(0, np.nan)})
+
+
+def check_world(world, evaluator: str = "toy", *, device=None, n: int = 64) -> pd.DataFrame:
+    """Warn of attributes that an evaluator does not tell apart, before any image is generated; a table as `ceiling`'s.
+
+    It reads n renders of the world, or, where nothing is drawn, the captions themselves: whoever does not find a word
+    in the caption that names it will not find it in a picture. Raises what `read_attributes` and `text_features` raise.
+    """
+    check_own(world, evaluator)
+    scenes, how = world.sample(n, seed=0, split="test"), dict(evaluator=evaluator, device=device)
+    texts = [world.caption(scene) for scene in scenes]
+    seen = image_features(world.render(scenes, seed=0)[0], **how) if world.render else text_features(texts, **how)
+    table = ceiling(_right(_read(seen, world, evaluator, device), _named(texts, world)), world)
+    surely = 2 * (table.chance * (1 - table.chance) / table.n) ** 0.5  # two standard errors of guessing
+    blind = table.index[(table.right - table.chance < surely).values]
+    if len(blind):
+        rows = ", ".join(f"{name} ({table.right[name]:.0%} right, chance {table.chance[name]:.0%})" for name in blind)
+        of = "renders" if world.render else "captions"
+        warnings.warn(
+            f"evaluator {evaluator!r} reads these words of {of} at chance: {rows}; take another", stacklevel=2
+        )
+    return table
+
+
+def check_own(world, evaluator: str) -> None:
+    """Raise ValueError for an embedded evaluator and a world that it did not learn."""
+    if evaluator in EMBEDDED and world.OWN != evaluator:
+        other = settings("").evaluator
+        raise ValueError(f"evaluator {evaluator!r} knows the words of its own world alone; take a CLIP, as {other}")
+
+
+def _read(features, world, evaluator, device) -> pd.DataFrame:
+    """The words that features (B, F) of images are nearest to."""
+    none = [] if world.OWN == evaluator else [*NONE]
+    found = {}
+    for name, (words, _, phrase) in grammar.readable(world).items():
+        texts = [phrase.format(word) for word in words]
+        texts = [re.sub(r"\ba (?=[aeiou])", "an ", text) for text in texts] if none else texts
+        asked = text_features([*texts, *none], evaluator=evaluator, device=device)
+        answers = [*words, *[None] * len(none)]
+        found[name] = [answers[i] for i in (features @ asked.T).argmax(1).tolist()]
+    return pd.DataFrame(found, dtype=object)
+
+
+def _named(captions, world) -> pd.DataFrame:
+    """The words that captions name, None where they leave one open."""
+    return pd.DataFrame([vars(world.parse(text)) for text in captions], dtype=object)[[*grammar.readable(world)]]
+
+
+def _right(read: pd.DataFrame, asked: pd.DataFrame) -> pd.DataFrame:
+    return (read == asked).astype(float).where(asked.notna())
 
 
 def segment(images, *, model="toy", device=None) -> dict[str, np.ndarray]:
-    """The masks of subject, companion and shadow in each image by an embedded world's segmenter, "toy" or its folder:
+    """The masks of subject, companion and shadow in each image by an embedded world's segmenter, its name or folder:
     name -> (B, H, W) bool, at the images' own size; no two of them meet.
 
     Raises ValueError for no images and for images of several sizes.
@@ -212,17 +273,18 @@ def segment(images, *, model="toy", device=None) -> dict[str, np.ndarray]:
 def subject_masks(images, model="toy", *, revision=None, trust_remote_code=False, labels=None, device=None):
     """The subject's mask in each image by a segmentation model: (B, H, W) bool, at the images' own size.
 
-    `images` are PIL images or arrays (H, W, 3) uint8 of one size. `model` is "toy" (ToyWorld's segmenter), a Hub id or
-    a folder. A model with named classes gives the union of `labels`, by default of all but its background; one without
-    (BiRefNet and its kin, the paper's reference) its only output over one half. BiRefNet brings its own code: it runs
-    only with `trust_remote_code=True` and, from the Hub, the commit hash of the code you have read as `revision`.
+    `images` are PIL images or arrays (H, W, 3) uint8 of one size. `model` is "toy" or "emoji" (an embedded world's own
+    segmenter), a Hub id or a folder. A model with named classes gives the union of `labels`, by default of all but its
+    background; one without (BiRefNet and its kin, the paper's reference) its only output over one half. BiRefNet brings
+    its own code: it runs only with `trust_remote_code=True` and, from the Hub, the commit hash of the code you have
+    read as `revision`.
 
     Raises ValueError for no images, for images of several sizes, for remote code without a pinned revision or not
     allowed, for labels the model does not have, and for a model whose classes hold no background when `labels` is not
     given; OSError for a model that is not there.
     """
-    if model == "toy":
-        return segment(images, device=device)["subject"]
+    if model in EMBEDDED:
+        return segment(images, model=model, device=device)["subject"]
     network, processor = segmenter(str(model), default_device(device), revision, trust_remote_code)
     wanted = None if processor is None else _class_ids(network.config.id2label, labels, model)
     classes = _classes(images, network, processor, 4)

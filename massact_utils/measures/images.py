@@ -8,7 +8,7 @@ import torch
 from scipy.fft import dctn
 from scipy.ndimage import binary_erosion
 
-from ..worlds import toyworld
+from ..worlds import grounds
 from . import evaluators
 from .evaluators import batches, check_pairs
 
@@ -82,12 +82,12 @@ def perceptual_distance(images, references, *, evaluator: str = "toy", device=No
 
 
 def lit_from(images, masks) -> list[str]:
-    """The light of ToyWorld, "left", "right" or "above", in which each subject is drawn: the side to which its pixels
-    get brighter, as the slope of a plane fitted to them. "" where the mask (B, H, W) is smaller than 16 pixels.
+    """The light of a drawn world, "left", "right" or "above", in which each subject is drawn: the side to which its
+    pixels get brighter, as the slope of a plane fitted to them. "" where the mask (B, H, W) is smaller than 16 pixels.
 
     No evaluator is asked: it is a second opinion on the CLIP's "light", and of the subject alone.
     """
-    rays = {name: np.array(ray) / np.hypot(*ray) for name, ray in toyworld.LIGHTS.items()}
+    rays = {name: np.array(ray) / np.hypot(*ray) for name, ray in grounds.LIGHTS.items()}
     lights = []
     for image, mask in zip(images, masks, strict=True):
         inner = binary_erosion(mask, iterations=max(1, len(mask) // 32))  # without outline and soft border

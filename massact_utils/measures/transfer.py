@@ -8,33 +8,35 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..worlds import toyworld
+from ..worlds import grammar
 from . import evaluators
 from .images import lit_from, perceptual_distance
 
-SUBJECT, GROUND, WHOLE = ("size", "colour", "shape"), ("ground", "pattern"), ("light", "style")
 
+def asked(source: str, target: str, world) -> str:
+    """The caption of a world that asks for the exchange in words: the target's with the source's subject.
 
-def asked(source: str, target: str) -> str:
-    """The ToyWorld caption that asks for the exchange in words: the target's with the source's subject.
-
-    >>> asked("a red star on a blue plain ground", "a cyan ring at the left on a white striped ground")
+    >>> from massact_utils.worlds import toyworld
+    >>> asked("a red star on a blue plain ground", "a cyan ring at the left on a white striped ground", toyworld)
     'a red star at the left on a white striped ground'
     """
-    words = vars(toyworld.parse(source))
-    return toyworld.caption(replace(toyworld.parse(target), **{name: words[name] for name in SUBJECT if words[name]}))
+    words, there = {name: vars(world.parse(source))[name] for name in _subject(world)}, world.parse(target)
+    try:
+        return world.caption(replace(there, **{name: word for name, word in words.items() if word}))
+    except ValueError:  # a word of the target's subject cannot be the source's
+        return world.caption(replace(there, **words))
 
 
-def measure(images, captions, pictures, masks, *, exact: bool, evaluator: str = "toy") -> pd.DataFrame:
+def measure(images, captions, pictures, masks, *, world=None, evaluator: str = "toy") -> pd.DataFrame:
     """What transport did to images, a table with a row an image.
 
     `captions` and `pictures` are (sources, targets), texts and intact images; `masks` (B, H, W) are where something was
-    to change. With `exact` the columns are those of `by_attributes`, else those of `by_features` with exchange = gain +
-    keep - 1, which pasting is not caught by; and in any case detail: the perceptual distance to the target outside the
-    mask, 0 where nothing changed there.
+    to change. With a world, whose captions they are, the columns are those of `by_attributes`, else those of
+    `by_features` with exchange = gain + keep - 1, which pasting is not caught by; and in any case detail: the
+    perceptual distance to the target outside the mask, 0 where nothing changed there.
     """
-    if exact:
-        table = by_attributes(images, *captions, pictures[1])
+    if world:
+        table = by_attributes(images, *captions, pictures[1], world, evaluator=evaluator)
     else:
         table = by_features(images, *pictures, masks, evaluator=evaluator)
         table["exchange"] = table.gain + table.keep - 1
@@ -42,28 +44,31 @@ def measure(images, captions, pictures, masks, *, exact: bool, evaluator: str = 
     return table.assign(detail=perceptual_distance(outside, pictures[1], evaluator=evaluator))
 
 
-def by_attributes(images, sources, targets, pictures) -> pd.DataFrame:
-    """What images between ToyWorld captions (source and target of each) show of the two: one row an image, 0 to 1.
+def by_attributes(images, sources, targets, pictures, world, *, evaluator: str = "toy") -> pd.DataFrame:
+    """What images between a world's captions (source and target of each) show of the two: one row an image, 0 to 1.
 
     Counted are the words alone that both captions fix and in which they differ; the companion is left out.
 
-    - gain: share of the subject's size, colour and shape that is read as the source's; stays: as the target's.
-    - keep: share of ground and pattern that is read as the target's; along: as the source's.
+    - gain: share of the subject's words but its place that is read as the source's; stays: as the target's.
+    - keep: share of the ground's words that is read as the target's; along: as the source's.
     - place: whether the subject is read to be at the target's place; nan where the places do not differ.
-    - whole: whether light and style are both read as on the untouched target (`pictures`); lit: whether the subject's
-      own pixels are lit from the same side (`images.lit_from`); coherent: 1 where all of this is so, else 0.
+    - whole: whether light and style are both read as on the untouched target (`pictures`); lit, where the world is
+      SHADED: whether the subject's own pixels are lit from the same side (`images.lit_from`); coherent: 1 where all of
+      this is so, else 0.
     - exchange = gain * keep * coherent: 1 for the source's subject drawn into the target's picture; 0 for the source,
       for the target, and about 0 where a subject is pasted, since it brings its own light and style.
 
-    Raises ValueError for captions that are not ToyWorld's, and for two that leave nothing to gain or to keep.
+    Raises ValueError for captions that are not the world's, and for two that leave nothing to gain or to keep.
     """
-    words, lights = _read(images)
-    intact, lights_before = _read(pictures)
-    rows = []
+    words, lights = _read(images, world, evaluator)
+    intact, lights_before = _read(pictures, world, evaluator)
+    whole, rows = grammar.readable(world, "whole"), []
     for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        a, b, read = vars(toyworld.parse(source)), vars(toyworld.parse(target)), words.iloc[i]
+        a, b, read = vars(world.parse(source)), vars(world.parse(target)), words.iloc[i]
         differ = [name for name in a if None not in (a[name], b[name]) and a[name] != b[name]]
-        new, old = ([name for name in differ if name in part] for part in (SUBJECT, GROUND))
+        new, old = (
+            [name for name in differ if name in part] for part in (_subject(world), grammar.readable(world, "ground"))
+        )
         for measured, part, names in (("gain", "subjects", new), ("keep", "grounds", old)):
             if not names:
                 raise ValueError(
@@ -75,7 +80,7 @@ def by_attributes(images, sources, targets, pictures) -> pd.DataFrame:
             "keep": np.mean([read[name] == b[name] for name in old]),
             "along": np.mean([read[name] == a[name] for name in old]),
             "place": float(read.place == b["place"]) if "place" in differ else np.nan,
-            "whole": float(all(read[name] == intact[name].iloc[i] for name in WHOLE)),
+            "whole": float(all(read[name] == intact[name].iloc[i] for name in whole)),
             "lit": float(lights[i] == lights_before[i]),
         }
         row["coherent"] = row["whole"] * row["lit"]
@@ -83,12 +88,20 @@ def by_attributes(images, sources, targets, pictures) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _read(images) -> tuple[pd.DataFrame, list[str]]:
-    """The words read off images, and the side from which the subject of each is lit; equal ones are read once."""
+def _subject(world) -> list[str]:
+    """The attributes of a subject that can be brought to another place."""
+    return [name for name in grammar.readable(world, "subject") if name != "place"]
+
+
+def _read(images, world, evaluator) -> tuple[pd.DataFrame, list[str]]:
+    """The words read off images, and the side from which the subject of each is lit, "" where the world does not show
+    it; equal ones are read once.
+    """
     distinct = {id(image): image for image in images}
     at, pictures = [list(distinct).index(id(image)) for image in images], list(distinct.values())
-    lights = lit_from(pictures, evaluators.segment(pictures)["subject"])
-    words = evaluators.read_attributes(pictures).iloc[at].reset_index(drop=True)
+    shaded = getattr(world, "SHADED", False)
+    lights = lit_from(pictures, evaluators.segment(pictures, model=world.OWN)["subject"]) if shaded else [""] * len(at)
+    words = evaluators.read_attributes(pictures, world, evaluator=evaluator).iloc[at].reset_index(drop=True)
     return words, [lights[i] for i in at]
 
 

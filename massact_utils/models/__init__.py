@@ -8,5 +8,7 @@ from pathlib import Path
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, [path.stem for path in Path(__file__).parent.glob("[!_]*.py")], {"load": ["KNOWN", "defaults"]}
+    __name__,
+    [path.stem for path in Path(__file__).parent.glob("[!_]*.py")],
+    {"load": ["KNOWN", "defaults", "settings"]},
 )

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import chain
 from operator import index
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -17,27 +18,47 @@ from ..ranges import CALL, check
 from . import progress
 from .families import CHAT_TEMPLATES
 
-TOY = places.data("toy", "klein")
-
 
 def _call(pixels: int, steps: int, **more) -> dict:
     return dict(height=pixels, width=pixels, num_inference_steps=steps, **more)
 
 
-# name -> (Hub id or folder, what the pipeline is called with, as the model's card advises)
+class Known(NamedTuple):
+    """A known model: a Hub id or folder, what its pipeline is called with, as its card advises, and what notebooks take
+    where they are not told: prompts (and pairs), the CLIP that reads, the segmentation model that marks the subject,
+    steps (0: the model's own) and images at once (0: all arms of a prompt).
+    """
+
+    where: Path | str
+    call: dict
+    prompts: str = "everyday"
+    evaluator: str = "openai/clip-vit-large-patch14"
+    reference: str = "ZhengPeng7/BiRefNet"
+    steps: int = 0
+    at_once: int = 16
+
+
+def _embedded(name: str, max_sequence_length: int, **more) -> Known:
+    call = _call(96, 16, guidance_scale=3.0, max_sequence_length=max_sequence_length, text_encoder_out_layers=(1, 2, 3))
+    return Known(places.data(name, "klein"), call, f"{name}world", name, name, at_once=0, **more)
+
+
 KNOWN = {
-    "toy": (TOY, _call(96, 16, guidance_scale=3.0, max_sequence_length=30, text_encoder_out_layers=(1, 2, 3))),
-    "flux.1-dev": ("black-forest-labs/FLUX.1-dev", _call(1024, 28, guidance_scale=3.5)),
-    "flux.1-schnell": ("black-forest-labs/FLUX.1-schnell", _call(1024, 4, guidance_scale=0, max_sequence_length=256)),
-    "flux.2-klein-4b": ("black-forest-labs/FLUX.2-klein-4B", _call(1024, 4, guidance_scale=1.0)),
-    "flux.2-klein-9b": ("black-forest-labs/FLUX.2-klein-9B", _call(1024, 4, guidance_scale=1.0)),
-    "qwen-image": ("Qwen/Qwen-Image", _call(1328, 50, true_cfg_scale=4.0, negative_prompt=" ")),
-    "sana-1.5-1.6b": ("Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers", _call(1024, 20, guidance_scale=4.5)),
-    "sana-1.5-4.8b": ("Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers", _call(1024, 20, guidance_scale=4.5)),
-    "sd3.5-medium": ("stabilityai/stable-diffusion-3.5-medium", _call(1024, 40, guidance_scale=4.5)),
-    "sd3.5-large": ("stabilityai/stable-diffusion-3.5-large", _call(1024, 28, guidance_scale=3.5)),
-    "pixart-sigma": ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", _call(1024, 20, guidance_scale=4.5)),
-    "z-image-turbo": ("Tongyi-MAI/Z-Image-Turbo", _call(1024, 8, guidance_scale=0.0)),
+    "toy": _embedded("toy", max_sequence_length=30, steps=4),
+    "emoji": _embedded("emoji", max_sequence_length=26),
+    "flux.1-dev": Known("black-forest-labs/FLUX.1-dev", _call(1024, 28, guidance_scale=3.5)),
+    "flux.1-schnell": Known(
+        "black-forest-labs/FLUX.1-schnell", _call(1024, 4, guidance_scale=0, max_sequence_length=256)
+    ),
+    "flux.2-klein-4b": Known("black-forest-labs/FLUX.2-klein-4B", _call(1024, 4, guidance_scale=1.0)),
+    "flux.2-klein-9b": Known("black-forest-labs/FLUX.2-klein-9B", _call(1024, 4, guidance_scale=1.0)),
+    "qwen-image": Known("Qwen/Qwen-Image", _call(1328, 50, true_cfg_scale=4.0, negative_prompt=" ")),
+    "sana-1.5-1.6b": Known("Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers", _call(1024, 20, guidance_scale=4.5)),
+    "sana-1.5-4.8b": Known("Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers", _call(1024, 20, guidance_scale=4.5)),
+    "sd3.5-medium": Known("stabilityai/stable-diffusion-3.5-medium", _call(1024, 40, guidance_scale=4.5)),
+    "sd3.5-large": Known("stabilityai/stable-diffusion-3.5-large", _call(1024, 28, guidance_scale=3.5)),
+    "pixart-sigma": Known("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", _call(1024, 20, guidance_scale=4.5)),
+    "z-image-turbo": Known("Tongyi-MAI/Z-Image-Turbo", _call(1024, 8, guidance_scale=0.0)),
 }
 # Classes whose float16 diffusers clips at 65,504, massive activations first, or that were trained in bfloat16.
 NEEDS_RANGE = ("Flux", "Flux2", "QwenImage", "Sana", "ZImage")
@@ -86,14 +107,26 @@ def load(name="toy", *, revision=None, variant=None, device=None, dtype=None, of
     return pipe
 
 
+def settings(name: str) -> Known:
+    """What notebooks take for a model where they are not told: a known name's row, and for a Hub id or folder the
+    defaults of `Known`.
+
+    >>> settings("toy").prompts, settings("my/model").prompts
+    ('toyworld', 'everyday')
+    """
+    return KNOWN.get(name) or Known(name, {})
+
+
 def _resolve(name: str) -> Path | str:
     """A local folder (Path) or a Hub id (str)."""
-    where = KNOWN.get(name, (name,))[0]
+    where = settings(name).where
     folder = Path(where).expanduser()
-    if name and folder.is_dir():
+    if name and folder.is_dir() and (name not in KNOWN or (folder / "model_index.json").exists()):
         return folder
     if isinstance(where, Path):
-        raise FileNotFoundError(f"the embedded model is not there ({where}); make it with: python -m training klein")
+        raise FileNotFoundError(
+            f"the embedded model is not there ({where}); make it with: python -m training klein --world {name}"
+        )
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", where):
         known = ", ".join(KNOWN)
         raise ValueError(f"model {name!r} is no known name, no folder and no Hub id (owner/name); known: {known}")
@@ -190,8 +223,8 @@ def defaults(pipe) -> dict:
     Any pipeline whose transformer has an embedded model's configuration, such as a copy in another folder, has its own.
     """
     origin = str(getattr(pipe, "name_or_path", None) or pipe.config.get("_name_or_path") or "")
-    named = (call for where, call in KNOWN.values() if origin == str(where))
-    alike = (call for where, call in KNOWN.values() if isinstance(where, Path) and _alike(pipe, where))
+    named = (call for where, call, *_ in KNOWN.values() if origin == str(where))
+    alike = (call for where, call, *_ in KNOWN.values() if isinstance(where, Path) and _alike(pipe, where))
     return dict(next(chain(named, alike), {}))
 
 

@@ -13,6 +13,9 @@ import torch
 from ..models.calls import CallTracker
 from ..models.families import CHAT_TEMPLATES, block_modules, take_tokens, target_tokens, transformers_of
 
+# Besides those of CHAT_TEMPLATES: a transformer's class -> the tokenizer whose tokens come first in its text stream.
+TOKENIZERS = {"FluxTransformer2DModel": "tokenizer_2", "SD3Transformer2DModel": "tokenizer"}
+
 
 @contextmanager
 def concept_attention(pipe, places, steps=None):
@@ -55,10 +58,14 @@ def concept_attention(pipe, places, steps=None):
 def word_positions(pipe, prompt: str, words: str) -> list[int]:
     """Positions among the pipeline's text tokens of some words of a prompt, at their first place there.
 
-    Raises ValueError for words that are not in the prompt, TypeError for a tokenizer that does not tell places.
+    Raises ValueError for words that are not in the prompt, TypeError for a tokenizer that does not tell places, and for
+    a class of transformers whose text tokens are not known to be its tokenizer's, in their order.
     """
-    tokenizer, thinking = pipe.tokenizer, CHAT_TEMPLATES.get(type(pipe.transformer).__name__)
-    text = prompt
+    kind = type(pipe.transformer).__name__
+    thinking, name = CHAT_TEMPLATES.get(kind), TOKENIZERS.get(kind)
+    if thinking is None and name is None:
+        raise TypeError(f"it is not known where the words of a prompt stand among the text tokens of {kind}")
+    text, tokenizer = prompt, getattr(pipe, name or "tokenizer")
     if thinking is not None:
         options = dict(tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
         text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **options)

@@ -60,10 +60,10 @@ def content(path: Path) -> str:
 def contents(parameters: dict) -> dict:
     """What the files and folders that parameters name hold: {name: content}.
 
-    "toy" stands for the embedded model with its evaluators, whichever parameter names it.
+    "toy" and "emoji" stand for the embedded model with its evaluators, whichever parameter names it.
     """
     paths = {
-        name: places.data("toy") if value == "toy" else _path(value)
+        name: places.data(value) if value in ("toy", "emoji") else _path(value)
         for name, value in parameters.items()
         if name in NAMES_FILES
     }

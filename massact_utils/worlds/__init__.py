@@ -1,6 +1,7 @@
-"""Worlds: what is drawn and said, each a module with the same functions: sample, caption, parse, pairs, render.
+"""Worlds: what is drawn and said, each with the same interface: ATTRIBUTES, GRAMMAR, sample, caption, parse, pairs,
+split_of, render (None where nothing is drawn) and OWN (the folder in data/ of evaluators that learnt it, or None).
 
-toyworld (polygons), emojiworld (drawings by three artists), everyday (words alone, for real models).
+toyworld (polygons), emojiworld (drawings by three artists), everyday (words alone, for real models); table: one's own.
 May import: places.
 """
 

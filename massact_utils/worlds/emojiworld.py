@@ -10,6 +10,7 @@ half of the captions; a companion where there is one. `render` draws from a seed
 """
 
 import re
+import sys
 import zlib
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -60,6 +61,7 @@ ATTRIBUTES = {
     "style": Attribute(STYLES, "whole", "in {} style"),
     "companion": Attribute(THINGS, "companion", "with a {}"),
 }
+OWN = "emoji"  # its evaluators' folder in data/
 OPEN = ("size", "place", "light", "style")  # what a caption may leave open
 SOME = (  # things that take no "a"
     *("bacon", "bread", "broccoli", "butter", "cheese", "cherries", "chocolate", "corn", "fire", "fries", "garlic"),
@@ -94,10 +96,7 @@ class Scene:
     companion: str | None = None
 
     def __post_init__(self):
-        for name, (words, _, _) in ATTRIBUTES.items():
-            word = getattr(self, name)
-            if word not in words and not (word is None and name in (*OPEN, "companion")):
-                raise ValueError(f"{name} {word!r} is unknown; allowed: {grammar.nearest(str(word), words)}")
+        grammar.check(self, ATTRIBUTES, (*OPEN, "companion"))
         if self.thing == self.companion:
             raise ValueError(f"subject and companion are both {self.thing!r}; they have to differ")
 
@@ -119,8 +118,7 @@ def parse(text: str) -> Scene:
     >>> parse("an owl on a blue striped ground, in Noto style").thing
     'owl'
     """
-    words = {name: attribute.words for name, attribute in ATTRIBUTES.items()}
-    return Scene(**grammar.read(GRAMMAR, words, re.sub(r"\b(an|some)\b", "a", text)))
+    return Scene(**grammar.read(GRAMMAR, ATTRIBUTES, re.sub(r"\b(an|some)\b", "a", text)))
 
 
 def split_of(scene: Scene) -> str:
@@ -135,8 +133,7 @@ def sample(n: int, *, seed: int = 0, split: str = "train") -> list[Scene]:
     each of OPEN named in half. A held-out scene's subject is a held-out drawing, alone. Raises ValueError for another
     split.
     """
-    if split not in ("train", "test", "held-out", "all"):
-        raise ValueError(f"split {split!r} is unknown; allowed: train, test, held-out, all")
+    grammar.check_split(split, "train", "test", "held-out", "all")
     rng, scenes, pairs = np.random.default_rng(seed), [], sorted(HELD_OUT)
     while len(scenes) < n:
         words = {name: str(rng.choice(allowed.words)) for name, allowed in ATTRIBUTES.items()}
@@ -155,16 +152,8 @@ def pairs(n: int, *, seed: int = 0) -> list[tuple[Scene, Scene]]:
     """n pairs of scenes of the test split, source and target, that name thing, ground, pattern, place, light and style,
     have no companion, and differ in all six; no scene comes twice.
     """
-    rng, drawn = np.random.default_rng(seed), []
     names = ("thing", "ground", "pattern", "place", "light", "style")
-    while len(drawn) < n:
-        two = {name: [str(word) for word in rng.choice(ATTRIBUTES[name].words, 2, replace=False)] for name in names}
-        pair = tuple(Scene(**{name: words[i] for name, words in two.items()}) for i in (0, 1))
-        if {split_of(scene) for scene in pair} == {"test"} and not {*pair} & {
-            scene for earlier in drawn for scene in earlier
-        }:
-            drawn.append(pair)
-    return drawn
+    return grammar.draw_pairs(sys.modules[__name__], n, names, seed)
 
 
 def render(scenes: list[Scene], *, seed: int = 0, size: int = 96):

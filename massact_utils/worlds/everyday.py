@@ -37,6 +37,7 @@ ATTRIBUTES = {
     "light": Attribute(LIGHTS, "whole", "a scene {}"),
     "style": Attribute(STYLES, "whole", "a {}"),
 }
+OWN = None  # no evaluator learnt it
 OPEN = ("colour", "light", "style")  # what a caption may leave open
 GRAMMAR = ("? {style} of", "a", "? {colour}", "{subject}", "{ground}", "? {light}")
 
@@ -54,10 +55,7 @@ class Scene:
     style: str | None = None
 
     def __post_init__(self):
-        for name, (words, _, _) in ATTRIBUTES.items():
-            word = getattr(self, name)
-            if word not in words and not (word is None and name in OPEN):
-                raise ValueError(f"{name} {word!r} is unknown; allowed: {grammar.nearest(str(word), words)}")
+        grammar.check(self, ATTRIBUTES, OPEN)
         if self.colour and self.subject in NATURAL:
             raise ValueError(f"a {self.subject} has a colour of its own, and this is to be {self.colour}")
 
@@ -77,8 +75,7 @@ def parse(text: str) -> Scene:
     >>> parse("photo of a red car in the snow").colour
     'red'
     """
-    words = {name: attribute.words for name, attribute in ATTRIBUTES.items()}
-    return Scene(**grammar.read(GRAMMAR, words, re.sub(r"\ban\b", "a", text)))
+    return Scene(**grammar.read(GRAMMAR, ATTRIBUTES, re.sub(r"\ban\b", "a", text)))
 
 
 def split_of(scene: Scene) -> str:
@@ -91,8 +88,7 @@ def sample(n: int, *, seed: int = 0, split: str = "all") -> list[Scene]:
 
     Raises ValueError for another split.
     """
-    if split not in ("train", "test", "all"):
-        raise ValueError(f"split {split!r} is unknown; allowed: train, test, all")
+    grammar.check_split(split, "train", "test", "all")
     rng, scenes = np.random.default_rng(seed), {}
     while len(scenes) < n:
         words = {name: str(rng.choice(attribute.words)) for name, attribute in ATTRIBUTES.items()}

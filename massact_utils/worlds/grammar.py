@@ -1,7 +1,9 @@
-"""Grammar: a world's captions as an ordered list of phrases, said and read back."""
+"""Grammar: a world's captions as an ordered list of phrases, said and read back; and what every world checks."""
 
 from difflib import get_close_matches
 from typing import NamedTuple
+
+import numpy as np
 
 
 class Attribute(NamedTuple):
@@ -12,6 +14,68 @@ class Attribute(NamedTuple):
     words: tuple[str, ...]
     part: str
     phrase: str
+
+
+LAYOUT = ("size", "place")  # attributes of a subject that say where it is and not what
+
+
+def readable(world, part: str | None = None) -> dict[str, Attribute]:
+    """The attributes that evaluators read, of one part or of all: without the companion's, which half of the scenes
+    have not.
+    """
+    return {n: a for n, a in world.ATTRIBUTES.items() if a.part != "companion" and part in (None, a.part)}
+
+
+def check(scene, attributes: dict[str, Attribute], optional) -> None:
+    """Raise ValueError, with the nearest words, for a scene with a word that is unknown, or without one that is not
+    `optional`.
+    """
+    for name, attribute in attributes.items():
+        word = getattr(scene, name)
+        if word not in attribute.words and not (word is None and name in optional):
+            raise ValueError(f"{name} {word!r} is unknown; allowed: {nearest(str(word), attribute.words)}")
+
+
+def check_split(split: str, *allowed: str) -> None:
+    """Raise ValueError for another split."""
+    if split not in allowed:
+        raise ValueError(f"split {split!r} is unknown; allowed: {', '.join(allowed)}")
+
+
+def draw_pairs(world, n: int, names, seed: int) -> list[tuple]:
+    """n pairs of scenes of the test split that name `names`, differ in each, and whose subjects can change places; no
+    scene comes twice.
+    """
+    about = {name for name in readable(world, "subject") if name not in LAYOUT}
+    rng, drawn, used = np.random.default_rng(seed), [], set()
+    while len(drawn) < n:
+        two = {name: [str(w) for w in rng.choice(world.ATTRIBUTES[name].words, 2, replace=False)] for name in names}
+        try:
+            pair = tuple(world.Scene(**{name: words[i] for name, words in two.items()}) for i in (0, 1))
+            [world.Scene(**{name: words[i ^ (name in about)] for name, words in two.items()}) for i in (0, 1)]
+        except ValueError:  # words that cannot stand together
+            continue
+        if {world.split_of(scene) for scene in pair} == {"test"} and not {*pair} & used:
+            drawn.append(pair)
+            used |= {*pair}
+    return drawn
+
+
+def phrases(world, scene, part: str) -> list[str]:
+    """What a caption says of a part, without size and place: each phrase from its first word about the part on.
+
+    >>> from massact_utils.worlds import toyworld
+    >>> phrases(toyworld, toyworld.parse("a small red star at the left on a blue plain ground"), "ground")
+    ['blue plain ground']
+    """
+    words = {name: getattr(scene, name) for name in world.ATTRIBUTES}
+    names = {n for n in readable(world, part) if n not in LAYOUT and words[n] is not None}
+    found = []
+    for phrase in world.GRAMMAR:
+        slots = phrase.removeprefix("? ").split()
+        about = [i for i, slot in enumerate(slots) if slot.strip("{},") in names and slot[0] == "{"]
+        found += [" ".join(slots[about[0] :]).format(**words)] if about else []
+    return found
 
 
 def say(grammar: tuple[str, ...], words: dict) -> str:
@@ -26,17 +90,18 @@ def say(grammar: tuple[str, ...], words: dict) -> str:
     return " ".join(part.removeprefix("? ").format(**words) for part in parts)
 
 
-def read(grammar: tuple[str, ...], words: dict, text: str) -> dict:
-    """The words that a caption names, {attribute: word}; `words` are the allowed ones by attribute.
+def read(grammar: tuple[str, ...], attributes: dict[str, Attribute], text: str) -> dict:
+    """The words that a caption names, {attribute: word}.
 
     Upper and lower case are one. Raises ValueError that names the first word out of place and what may stand there.
 
-    >>> words = {"thing": ["polar bear"], "style": ["Noto"]}
-    >>> read(("a {thing}", "? in {style} style"), words, "a polar bear in noto style")
+    >>> words = {"thing": ("polar bear",), "style": ("Noto",)}
+    >>> named = {name: Attribute(some, "subject", "a {}") for name, some in words.items()}
+    >>> read(("a {thing}", "? in {style} style"), named, "a polar bear in noto style")
     {'thing': 'polar bear', 'style': 'Noto'}
     """
     text = " ".join(text.lower().replace(",", " ").split())
-    spelt = {name: {word.lower().replace(" ", "_"): word for word in allowed} for name, allowed in words.items()}
+    spelt = {name: {word.lower().replace(" ", "_"): word for word in a.words} for name, a in attributes.items()}
     joined = text
     for word in {word for allowed in spelt.values() for word in allowed if "_" in word}:
         joined = joined.replace(word.replace("_", " "), word)

@@ -28,6 +28,7 @@ class TableWorld:
     """
 
     render = None
+    OWN = None
 
     def __init__(self, table: pd.DataFrame):
         names = [name for name in PARTS if name in table]
@@ -39,6 +40,7 @@ class TableWorld:
                 if word.lower() not in str(caption).lower():
                     raise ValueError(f"row {i + 1}: the caption {caption!r} does not contain its {name}, {word!r}")
         self.ATTRIBUTES = {name: Attribute(tuple(sorted(set(words[name]) - {""})), *PARTS[name]) for name in names}
+        self.GRAMMAR = tuple(f"{{{name}}}" for name in names)
         rows = words.to_dict("records")
         self._scenes = {
             caption: SimpleNamespace(caption=caption, **{name: word or None for name, word in row.items()})
@@ -55,7 +57,29 @@ class TableWorld:
         """The caption of a scene."""
         return scene.caption
 
+    def split_of(self, scene) -> str:
+        """ "test": no embedded model has seen these captions."""
+        return "test"
+
+    def pairs(self, n: int, *, seed: int = 0) -> list[tuple]:
+        """n pairs of scenes of the table that name the same and differ in every word; no scene comes twice. Raises
+        ValueError where the table has not as many.
+        """
+        left, drawn = self.sample(len(self._scenes), seed=seed), []
+        while left and len(drawn) < n:
+            source = left.pop()
+            fits = [i for i, other in enumerate(left) if _differ(vars(source), vars(other))]
+            drawn += [(source, left.pop(fits[0]))] if fits else []
+        if len(drawn) < n:
+            raise ValueError(f"the table has {len(drawn)} pairs that differ in every word, and {n} are asked for")
+        return drawn
+
     def sample(self, n: int, *, seed: int = 0, split: str = "all") -> list:
         """n scenes of the table, drawn without repetition while it lasts."""
         scenes, rng = list(self._scenes.values()), np.random.default_rng(seed)
         return [scenes[i] for i in np.resize(rng.permutation(len(scenes)), n)]
+
+
+def _differ(a: dict, b: dict) -> bool:
+    """Whether two scenes name the same and differ in every word."""
+    return all((a[name] is None) == (b[name] is None) and (a[name] is None or a[name] != b[name]) for name in a)

@@ -10,6 +10,7 @@ little of the layout.
     caption(scenes[0])     # "a red star at the left on a blue striped ground lit from above"
 """
 
+import sys
 import zlib
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -18,6 +19,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from . import grammar, grounds
+from .grammar import Attribute
 from .grounds import COLOURS, DARK, LIGHTS, PATTERNS, PLACES, SHADE
 
 SIZES = {"small": (0.12, 0.17), "large": (0.21, 0.30)}  # share of the image that the whole shape covers
@@ -71,16 +73,17 @@ HELD_OUT = frozenset(
     zip(list(SHAPES)[:8], ("green", "purple", "white", "blue", "yellow", "orange", "red", "cyan"), strict=True)
 )
 ATTRIBUTES = {
-    "shape": tuple(SHAPES),
-    "colour": tuple(COLOURS),
-    "ground": tuple(COLOURS),
-    "pattern": PATTERNS,
-    "size": tuple(SIZES),
-    "place": tuple(PLACES),
-    "light": tuple(LIGHTS),
-    "style": STYLES,
-    "companion": tuple(COLOURS),
+    "shape": Attribute(tuple(SHAPES), "subject", "a {}"),
+    "colour": Attribute(tuple(COLOURS), "subject", "a {} subject"),
+    "ground": Attribute(tuple(COLOURS), "ground", "a {} ground"),
+    "pattern": Attribute(PATTERNS, "ground", "a {} ground"),
+    "size": Attribute(tuple(SIZES), "subject", "a {} subject"),
+    "place": Attribute(tuple(PLACES), "subject", "a subject at the {}"),
+    "light": Attribute(tuple(LIGHTS), "whole", "lit from {}"),
+    "style": Attribute(STYLES, "whole", "in {} style"),
+    "companion": Attribute(tuple(COLOURS), "companion", "a small {} companion"),
 }
+OWN, SHADED = "toy", True  # its evaluators' folder in data/; a subject's own pixels show the light
 OPEN = ("size", "place", "light", "style")  # what a caption may leave open
 GRAMMAR = (  # parts of a caption; one that begins with "?" may be missing
     "a",
@@ -92,17 +95,6 @@ GRAMMAR = (  # parts of a caption; one that begins with "?" may be missing
     "? lit from {light}",
     "? in {style} style",
 )
-QUESTIONS = {  # zero-shot prompts by which an evaluator reads one attribute
-    "shape": "a {}",
-    "colour": "a {} subject",
-    "ground": "a {} ground",
-    "pattern": "a {} ground",
-    "size": "a {} subject",
-    "place": "a subject at the {}",
-    "light": "lit from {}",
-    "style": "in {} style",
-    "companion": "a small {} companion",
-}
 
 
 @dataclass(frozen=True)
@@ -123,10 +115,7 @@ class Scene:
     companion: str | None = None
 
     def __post_init__(self):
-        for name, allowed in ATTRIBUTES.items():
-            word = getattr(self, name)
-            if word not in allowed and not (word is None and name not in ("shape", "colour", "ground", "pattern")):
-                raise ValueError(f"{name} {word!r} is unknown; allowed: {', '.join(allowed)}")
+        grammar.check(self, ATTRIBUTES, (*OPEN, "companion"))
         used = [self.colour, self.ground, *([self.companion] if self.companion else [])]
         if len(set(used)) < len(used):
             raise ValueError(f"the colours {', '.join(used)} of subject, ground and companion have to differ")
@@ -150,15 +139,6 @@ def parse(text: str) -> Scene:
     return Scene(**grammar.read(GRAMMAR, ATTRIBUTES, text))
 
 
-def question(attribute: str, word: str) -> str:
-    """The zero-shot prompt that asks an evaluator for one attribute.
-
-    >>> question("light", "above")
-    'lit from above'
-    """
-    return QUESTIONS[attribute].format(word)
-
-
 def split_of(scene: Scene) -> str:
     """A scene's split: "held-out" where the subject is a HELD_OUT pair, else "test" (one caption in 16) or "train"."""
     if (scene.shape, scene.colour) in HELD_OUT:
@@ -170,11 +150,10 @@ def sample(n: int, *, seed: int = 0, split: str = "train") -> list[Scene]:
     """n scenes from one split ("train", "test", "held-out", or "all" three): words uniform, half with a companion, and
     each of OPEN named in half. Raises ValueError for another split.
     """
-    if split not in ("train", "test", "held-out", "all"):
-        raise ValueError(f"split {split!r} is unknown; allowed: train, test, held-out, all")
+    grammar.check_split(split, "train", "test", "held-out", "all")
     rng, scenes = np.random.default_rng(seed), []
     while len(scenes) < n:
-        words = {name: str(rng.choice(allowed)) for name, allowed in ATTRIBUTES.items()}
+        words = {name: str(rng.choice(allowed.words)) for name, allowed in ATTRIBUTES.items()}
         words |= zip(("colour", "ground", "companion"), map(str, rng.permutation(list(COLOURS))), strict=False)
         alone, left_open = rng.random() < 0.5, rng.random(len(OPEN)) < 0.5
         words |= {name: None for name, left in zip(OPEN, left_open, strict=True) if left}
@@ -182,6 +161,15 @@ def sample(n: int, *, seed: int = 0, split: str = "train") -> list[Scene]:
         if split in ("all", split_of(scene := Scene(**words))):
             scenes.append(scene)
     return scenes
+
+
+def pairs(n: int, *, seed: int = 0) -> list[tuple[Scene, Scene]]:
+    """n pairs of scenes of the test split, source and target, that name all but size and companion, differ in all that
+    they name, and whose subjects can stand on each other's ground; no scene comes twice.
+    """
+    return grammar.draw_pairs(
+        sys.modules[__name__], n, ("shape", "colour", "ground", "pattern", "place", "light", "style"), seed
+    )
 
 
 def render(scenes: list[Scene], *, seed: int = 0, size: int = 96):
@@ -263,9 +251,8 @@ def _settle(scene: Scene, rng) -> tuple[Scene, str | None, np.ndarray]:
     """A scene with what its caption leaves open drawn, its companion's shape, and the numbers from -1 to 1 that place
     and shade it. The companion is another shape than the subject, and no HELD_OUT pair.
     """
-    words = {
-        name: str(rng.choice(ATTRIBUTES[name])) for name in OPEN
-    }  # always drawn, so that naming one moves no other
+    # always drawn, so that naming one moves no other
+    words = {name: str(rng.choice(ATTRIBUTES[name].words)) for name in OPEN}
     shapes = [s for s in map(str, rng.permutation(list(SHAPES))) if (s, scene.companion) not in HELD_OUT]
     company = next(s for s in shapes if s != scene.shape) if scene.companion else None
     scene = replace(scene, **{name: word for name, word in words.items() if getattr(scene, name) is None})
