@@ -78,6 +78,16 @@ def test_errors_name_what_is_wrong(recorded, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("spoil", [lambda x: x.float() + 0.5, lambda x: x - 99, lambda x: x[:, :2]])
+def test_a_file_whose_ids_do_not_fit_its_values_is_no_record(recorded, tmp_path, spoil):
+    record, _ = recorded
+    ids, values = record[0, 0]
+    kept = Record.of({(0, 0): (spoil(ids), values)}, record.grid)
+    kept.save(tmp_path / "spoilt.safetensors")
+    with pytest.raises(ValueError, match=r"spoilt.safetensors is no Record \(ids .*; make one with record.save"):
+        Record.load(tmp_path / "spoilt.safetensors")
+
+
 GRID = (6, 9)
 
 

@@ -191,6 +191,7 @@ def test_the_progress_bar_is_silent_unless_asked_for(klein, capfd):
         ("a", {"generator": None}, TypeError, "'generator'"),
         ("a", {"num_images_per_prompt": 2}, ValueError, "list of generators of length 1"),
         ("star " * 20, {}, ValueError, r"has \d+ tokens, over max_sequence_length = 64"),
+        ("star " * 2000, {}, ValueError, r"^.{,200}$"),
     ],
 )
 def test_bad_input_is_refused_before_generating(klein, monkeypatch, prompts, arguments, error, message):

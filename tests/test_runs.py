@@ -521,6 +521,15 @@ def test_a_lock_file_of_another_user_names_the_owner(tmp_path, monkeypatch):
         mu.Run(tmp_path, {})
 
 
+def test_a_file_system_without_locks_is_an_error_with_the_remedy(tmp_path, monkeypatch):
+    def refuse(self, **how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.FileLock, "acquire", refuse)
+    with pytest.raises(OSError, match=r"gives no file locks .*; mount it with flock, or name another out_dir"):
+        mu.Run(tmp_path, {})
+
+
 def test_a_finished_folder_is_read_by_who_may_not_write(tmp_path, monkeypatch):
     fill(mu.Run(tmp_path, {"k": 1}))
     monkeypatch.setattr(os, "access", lambda path, mode: False)

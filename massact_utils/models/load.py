@@ -316,5 +316,5 @@ def check_lengths(pipe, prompts, limit: int | None) -> None:
         n = len(tokenizer(text, truncation=False)["input_ids"])
         if n > limit:
             raise ValueError(
-                f"prompt {prompt!r} has {n} tokens, over max_sequence_length = {limit}; shorten it or raise the limit"
+                f"prompt {prompt!r:.99} has {n} tokens, over max_sequence_length = {limit}; shorten it or raise that"
             )

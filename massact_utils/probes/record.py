@@ -1,6 +1,7 @@
 """Record: a few channels of every image token, kept site by site, saved and loaded as safetensors."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -125,6 +126,12 @@ class Record(Reading):
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
             named = {name.removeprefix("ids"): tensor for name, tensor in tensors.items() if name.startswith("ids.")}
             sites = {(*map(int, at[1:].split(".")),): (ids, tensors[f"values{at}"]) for at, ids in named.items()}
+            for ids, values in sites.values():
+                n = math.prod(header["grid"])
+                if ids.is_floating_point() or ids.min() < 0 or values.shape[1:] != (n, ids.shape[1]):
+                    raise ValueError(
+                        f"ids {tuple(ids.shape)} of {ids.dtype} and values {tuple(values.shape)}, {n} tokens"
+                    )
             header |= {name: {int(at): x for at, x in header[name].items()} for name in ("timesteps", "names")}
             return cls.of(sites, **header)
         except FileNotFoundError:
