@@ -71,7 +71,7 @@ $(STAMP): pyproject.toml constraints.txt
 # The settings are those of notebooks/labconfig, the kernel that of .venv whatever others the user has.
 lab: $(STAMP)
 	@JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks:$$JUPYTER_CONFIG_PATH" JUPYTER_PREFER_ENV_PATH=1 \
-	  $(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb $(FLAGS)
+	  $(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(FLAGS)
 
 workbook: $(STAMP)
 	@echo "$(words $(NOTEBOOKS)) notebooks, two at a time: about 6 minutes on two cores, or 3 where the results are there."

@@ -1,4 +1,4 @@
-"""JupyterLab as a reader has it: a notebook's cells run, then every explorer is used by keyboard and by mouse.
+"""JupyterLab as `make lab` opens it: a notebook's cells run, then every explorer is used by keyboard and by mouse.
 
 Two notebooks: the first of the workbook as it is, and one with an explorer of each kind, on two images of three steps.
 Screenshots are left in build/screenshots/.
@@ -43,10 +43,7 @@ SCREENSHOTS = ROOT / "build/screenshots"
 BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
 EXPLORER = ".widget-vbox:has(> .widget-html figure)"
 CONTROL = ".noUi-handle"
-SETTINGS = {
-    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
-    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # every cell is in the page
-}
+SETTINGS = {"@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"}}  # every cell is in the page
 THERE = "() => window.jupyterapp?.shell?.currentWidget?.context"
 OPEN = """async () => {
     const panel = window.jupyterapp.shell.currentWidget
@@ -94,16 +91,20 @@ def lab(chromium, tmp_path_factory):
     settings.write_text(json.dumps(SETTINGS))
     (folder / "notebooks").mkdir()
     shutil.copy(ROOT / f"notebooks/{START}.ipynb", folder / "notebooks")
+    shutil.copytree(ROOT / "notebooks/labconfig", folder / "notebooks/labconfig")
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(
         new_notebook(cells=[*map(new_code_cell, CELLS)], metadata=kernel), folder / f"notebooks/{EXPLORERS}.ipynb"
     )
-    own = dict(JUPYTER_CONFIG_DIR="config", JUPYTER_RUNTIME_DIR="runtime", IPYTHONDIR="ipython")
+    own = dict(
+        JUPYTER_CONFIG_PATH="config", JUPYTER_CONFIG_DIR="user", JUPYTER_RUNTIME_DIR="runtime", IPYTHONDIR="ipython"
+    )
     own |= dict(JUPYTERLAB_SETTINGS_DIR="settings", JUPYTERLAB_WORKSPACES_DIR="workspaces")
     own |= dict(MASSACT_RUNS="runs")
     env = os.environ | {name: str(folder / value) for name, value in own.items()}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
-    command += [f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True", "--ServerApp.port=0"]
+    flags = "--no-browser --allow-root --ServerApp.ip=127.0.0.1 --ServerApp.port=0"
+    command = ["make", "-f", ROOT / "Makefile", "-o", ".venv/.installed", f"BIN={Path(sys.executable).parent}", "lab"]
+    command += [f"FLAGS={flags} --LabApp.expose_app_in_browser=True"]
     with open(folder / "log", "w") as log:
         server = subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -131,6 +132,7 @@ def notebook(request, lab, chromium):
     page.wait_for_function(THERE, timeout=60_000)
     page.evaluate(OPEN)
     screenshot(page, f"{name}-opened")
+    assert page.locator(".jp-Dialog, .Toastify__toast").count() == 0, "a dialog before the first line"
     started = time.perf_counter()
     kernel, model = page.evaluate(RUN, 20)
     seconds = time.perf_counter() - started

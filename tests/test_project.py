@@ -107,6 +107,18 @@ def test_make_has_the_targets_it_lists():
     assert set(targets) <= set(rules)
 
 
+def test_make_leaves_out_what_pip_says_of_itself():
+    noise = [
+        "WARNING: Location 'file:///opt' is ignored:",
+        "[notice] A new release",
+        "Collecting a",
+    ]
+    kept = ["  Downloading a.whl (2 MB)", "WARNING: a 1.0 is yanked", "ERROR: No matching distribution found for b"]
+    command = ["make", "-s", "--eval", "said: ; @cat | $(QUIETER)", "said"]
+    done = subprocess.run(command, cwd=ROOT, input="\n".join([*noise, *kept]) + "\n", capture_output=True, text=True)
+    assert done.stdout.splitlines() == kept
+
+
 def test_make_refuses_an_old_python(tmp_path):
     old = tmp_path / "python3"
     old.write_text("#!/bin/bash\npython3 -c \"import sys; sys.version_info = (3, 9); sys.version = '3.9.2'; $2\"\n")

@@ -66,14 +66,31 @@ def test_a_notebooks_page_stands_by_itself(view, site, stem):
     assert page.locator("a[href*='colab.research.google.com']").count()
 
 
-@pytest.mark.parametrize("name", ["api.html", "docs/results.html", "index.html"])
-def test_a_page_fits_a_phone(chromium, site, name):  # noqa: F811
+def test_every_page_fits_a_phone(chromium, site):  # noqa: F811
     page = chromium.new_page(viewport={"width": 390, "height": 800})
-    page.goto((site / name).as_uri())
-    screenshot(page, f"site-phone-{Path(name).stem}")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert page.locator(".primary-toggle:visible").count() == 1
+    for path in site.rglob("*.html"):
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+        assert page.locator(".primary-toggle:visible").count() == 1
+    for name in ("api", "docs/results", "index", "notebooks/02_disruption"):
+        page.goto((site / f"{name}.html").as_uri())
+        screenshot(page, f"site-phone-{Path(name).stem}")
     page.close()
+
+
+def test_a_name_in_a_table_is_not_broken(chromium, site):  # noqa: F811
+    page = chromium.new_page(viewport={"width": 390, "height": 800})
+    page.goto((site / "docs/results.html").as_uri())
+    names = page.locator("article td:first-child code").filter(has_not_text=" ")
+    assert names.count() > 20 and max(names.evaluate_all("all => all.map(it => it.getClientRects().length)")) == 1
+    page.close()
+
+
+def test_every_module_of_a_room_is_in_the_reference():
+    told = (ROOT / "site/api.md").read_text()
+    rooms = [ROOT / "massact_utils" / name for name in ("worlds", "probes", "measures", "experiments", "show")]
+    modules = {f"massact_utils.{room.name}.{path.stem}" for room in rooms for path in room.glob("[!_]*.py")}
+    assert {module for module in modules if f"automodule:: {module}\n" not in told} == set()
 
 
 def test_every_link_inside_the_site_opens_a_file(site):

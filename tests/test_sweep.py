@@ -41,7 +41,9 @@ def test_a_notebook_gets_its_parameters_a_folder_and_a_page(folder, capfd):
     failing = write_notebook(folder / "bad.ipynb", "raise RuntimeError('no such thing')")
     killed = write_notebook(folder / "killed.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     assert sweep.main([notebook, failing, killed, "--out", "runs", "-p", "k", "3", "--workers", "2"]) == 1
-    out, printed = folder / "runs" / "good", capfd.readouterr().out
+    printed, bar = capfd.readouterr()
+    out = folder / "runs" / "good"
+    assert "2 running, 1 waiting, 0 done: " in bar and "papermill" not in bar.lower()
     assert listed(out) == ["good.html", "good.ipynb", "result.json"]
     assert json.loads((out / "result.json").read_text()) == {"k": 3, "picks": None, "out_dir": "runs/good"}
     assert "k is 3" in (out / "good.html").read_text()

@@ -25,9 +25,8 @@ class Bar:
 
     def __init__(self, name: str, prompts: int, done: int = 0, leave: bool = True):
         self.name, self.prompts, self.done, self.leave, self.bar = name, prompts, done, leave, None
-        self.size = self.each = self.drawn = (
-            0  # prompts of this batch; images for one, 0: not known; images of this batch
-        )
+        self.size = self.drawn = 0  # prompts of this batch, and images drawn for them
+        self.each = 0  # images for one prompt; 0: not known
         self.words, self.running = "", lambda: (0, "")
 
     def __enter__(self):

@@ -194,7 +194,7 @@ def watch(jobs: list[Job], futures: dict, out: Path) -> None:
     """Wait for all, saying how far they are: one bar of all prompts, and a line where one ends."""
     from tqdm import tqdm
 
-    form = "{desc}{n:.0f} of about {total:.0f} prompts |{bar:20}| {elapsed}, {remaining} left"
+    ended, form = 0, "{desc}{n:.0f} of about {total:.0f} prompts |{bar:20}| {elapsed}, {remaining} left"
     with tqdm(total=1, leave=False, bar_format=form, mininterval=1 if sys.stderr.isatty() else 30) as bar:
         while futures:
             for future in wait(futures, timeout=1).done | {f for f in futures if f.done()}:
@@ -203,12 +203,10 @@ def watch(jobs: list[Job], futures: dict, out: Path) -> None:
                 problem = f"{type(error).__name__}: {error}" if error else future.result()
                 if job.problem != "" and (not problem or job not in futures.values()):
                     job.problem = problem and f"{job.name} failed: {problem}"
-                    ended = sum(other.problem is not None for other in jobs)
+                    ended += 1
                     bar.write(f"[{ended}/{len(jobs)}] {job.problem or f'{job.name} -> {job.page}'}", file=sys.stdout)
-            ended = sum(job.problem is not None for job in jobs)
             running = sum(job.problem is None and any(job.folder.glob("*.unfinished.ipynb")) for job in jobs)
-            words = f"{running} running, {len(jobs) - ended - running} waiting, {ended} done: "
-            bar.set_description_str(words, False)
+            bar.desc = f"{running} running, {len(jobs) - ended - running} waiting, {ended} done: "
             known = [progress(job.folder) for job in jobs]
             begun = [of for _, of in known if of]
             bar.total = sum(begun) * len(jobs) / max(len(begun), 1) or 1
