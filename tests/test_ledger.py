@@ -21,6 +21,12 @@ REMEDY = "run `make ledger`: the evidence, or the code that made it, has changed
 PARAMETERS = {"model": "big", "prompts": "words", "k": 12}
 
 
+def test_code_that_does_the_same_has_the_same_digest():
+    plain = 'x = 7\ntext = "# no comment"\nif x:\n    pass\nprint(\n    "%d"\n    % x\n)'
+    noted = plain.replace("pass", "%pip install massact").replace("x = 7", "x = 7  # as ever")
+    assert digest.code(noted) == digest.code(plain) != digest.code(plain.replace("7", "8"))
+
+
 def test_readme_and_page_show_the_ledger():
     rows, readme = ledger.rows(), (ROOT / "README.md").read_text()
     assert readme == ledger.filled(readme, rows), REMEDY

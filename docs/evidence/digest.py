@@ -49,7 +49,7 @@ def deciding(notebook: Path, parameters: dict) -> dict:
 @cache
 def code(source: str) -> str:
     """The lines of a source that do something: the same for every Python, unlike a syntax tree."""
-    source = re.sub(r"^( *)[%!].*", r"\1pass", source, flags=re.MULTILINE)  # magics of a notebook
+    source = re.sub(r"^( *)[%!]\w.*", r"\1pass", source, flags=re.MULTILINE)  # magics of a notebook
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:

@@ -264,7 +264,10 @@ def pick(what: str, chosen, n: int | None):
             if picked := range(n)[chosen or slice(None)]:
                 return picked
             raise ValueError(f"{what}s {chosen} name none of the {n} there are")
-        picked = [index(i) for i in chosen] if hasattr(chosen, "__iter__") else [index(chosen)]
+        chosen = [*chosen] if hasattr(chosen, "__iter__") else [chosen]
+        if any(isinstance(i, bool) for i in chosen):  # a mask, not places
+            raise TypeError
+        picked = [*map(index, chosen)]
     except TypeError:
         raise TypeError(f"{what}s have to be an int, a slice or a list of ints; got {chosen!r}") from None
     if wrong := [i for i in picked if not -n <= i < n]:

@@ -280,6 +280,7 @@ def spread_seeds(seeds, n: int) -> list[int]:
     [3, 4]
     """
     if hasattr(seeds, "__index__") and not getattr(seeds, "ndim", 0):
+        check(seed=seeds)
         seeds = [index(seeds) + i for i in range(n)]
     elif isinstance(seeds, str) or not hasattr(seeds, "__len__"):
         raise TypeError(f"seeds = {seeds!r} are no integers; give the first seed, or one for each row")
