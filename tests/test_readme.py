@@ -35,6 +35,9 @@ EXPECTED = {  # what a command leaves behind, by its beginning
     "make lab": [],
     ".venv/bin/papermill notebooks/01_statistics.ipynb": ["runs/klein.ipynb"],
     ".venv/bin/python -m massact_utils.sweep notebooks/*.ipynb": ["runs/klein/0?_*/0?_*.html"] * 2,
+    ".venv/bin/python -c": [],
+    ".venv/bin/papermill notebooks/02_disruption.ipynb": ["runs/mine.ipynb"],
+    ".venv/bin/python -m massact_utils.sweep notebooks/0[12]_*.ipynb": ["runs/mine/0?_*/0?_*.html"] * 2,
     ".venv/bin/python -m massact_utils.sweep notebooks/01_statistics.ipynb --out runs/scale": [
         "runs/scale/01_statistics/k=[14]*/01_statistics.html"
     ]
@@ -68,6 +71,7 @@ def repository(tmp_path_factory):
     (folder / "notebooks").mkdir()
     for path in sorted(ROOT.glob("notebooks/0[12]_*.ipynb")):
         nbformat.write(bare(path), folder / "notebooks" / path.name)
+    (folder / "my-model").symlink_to(ROOT / "data" / "toy" / "klein")
     return folder
 
 
@@ -110,6 +114,13 @@ def test_the_example_of_probes():
     exec(example, names)
     broken, image = (np.asarray(names[name][0], float) for name in ("broken", "images"))
     assert names["top"].sizes == {"layer": 8, "rank": 12} and abs(broken - image).mean() > 20, "nothing was silenced"
+
+
+def test_the_example_of_words_in_columns(tmp_path, monkeypatch, capsys):
+    (example,) = [text for text in EXAMPLES if "world_of" in text]
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    assert capsys.readouterr().out == "on a branch ('fox', 'owl')\n"
 
 
 def test_the_example_of_reading_results(tmp_path, monkeypatch):
