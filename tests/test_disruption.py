@@ -69,6 +69,20 @@ def test_the_dose_moves_the_chosen_channels_and_no_other(tokens, edit, dose):
     assert dose or torch.equal(edited, tokens)
 
 
+@pytest.mark.parametrize("offset", [(1, -1), (0, 1), (-4, 0)])
+def test_two_values_are_put_elsewhere(tokens, offset):
+    """The means are those of the subject and the ground where they are; token by token they stand at the moved mask."""
+    edited = mu.Disrupt(arm([2, 5], "two values", offset=offset))(tokens, HERE).unflatten(1, (5, 3))
+    values = tokens.unflatten(1, (5, 3))
+    for row, channel in np.ndindex(3, 2):
+        x = values[row, ..., [2, 5][channel]].numpy()
+        for y, z in np.ndindex(5, 3):
+            fro = y - offset[0], z - offset[1]
+            inside = 0 <= fro[0] < 5 and 0 <= fro[1] < 3 and SUBJECT[fro]
+            wanted = x[SUBJECT].mean() if inside else x[~SUBJECT].mean()
+            assert edited[row, y, z, [2, 5][channel]].item() == pytest.approx(wanted, abs=1e-6)
+
+
 @pytest.mark.parametrize("dose", [0.4, 1.0])
 def test_a_token_keeps_its_norm_and_the_other_channels_their_direction(tokens, dose):
     ids, rest = [0, 3, 4], [1, 2, 5, 6, 7]

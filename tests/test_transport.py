@@ -309,6 +309,30 @@ def test_arms_of_one_batch_have_their_own_dose_image_record_and_channels():
     assert tokens.eq(1).all()
 
 
+@pytest.mark.parametrize("part", ["both", "level", "pattern"])
+@pytest.mark.parametrize("kind", ["ids", "doses", "basis"])
+def test_a_set_of_its_own_is_carried_out_of_a_record_of_all_channels(kind, part):
+    """By hand in NumPy: along the set the target becomes the source, and what is orthogonal to it stays."""
+    rng = np.random.default_rng(0)
+    tokens, source, order = rng.normal(size=(2, 8, 6)), rng.normal(size=(8, 6)), rng.permutation(6)
+    turned, doses = np.linalg.qr(rng.normal(size=(6, 2)))[0], np.array([0, 0.3, 0, 0, 1, 0])
+    sets = {"ids": ("rank", [4, 1]), "doses": ("channel", doses), "basis": (("channel", "rank"), turned)}
+    axes = {"ids": np.eye(6)[:, [4, 1]], "doses": np.diag(np.sqrt(doses)), "basis": turned}[kind]
+    values = torch.as_tensor(source[:, order])[None]  # a record's ids are in any order
+    record = record_by_hand(torch.as_tensor(order)[None], values, (2, 4))
+    edit = Arm(xr.DataArray(sets[kind][1], dims=sets[kind][0]), record=record, part=part)
+    moved = mu.Transport(record, arms=[None, edit])(torch.as_tensor(tokens), SITE).numpy()
+    own, new = tokens[1].mean(0), source.mean(0)
+    target = {"both": source, "level": tokens[1] - own + new, "pattern": source - new + own}[part]
+    wanted = tokens[1] + (target - tokens[1]) @ axes @ axes.T
+    np.testing.assert_allclose(moved, [tokens[0], wanted], atol=1e-6)
+    nothing = Arm(edit.channels, record=record, part=part, dose=0)
+    assert (mu.Transport(record, arms=nothing)(torch.as_tensor(tokens), SITE).numpy() == tokens).all()
+    few = record_by_hand(torch.tensor([[1, 4]]), values[..., :2], (2, 4))
+    with pytest.raises(ValueError, match="a record of all 6, and this has 2"):
+        mu.Transport(few, arms=Arm(edit.channels))(torch.as_tensor(tokens), SITE)
+
+
 def test_masks_are_brought_to_the_grid():
     tokens = torch.zeros(2, 8, 6)
     fine = np.zeros((8, 16), bool)
@@ -425,6 +449,9 @@ def test_nothing_is_read_from_the_device_inside_a_block():
     assert record(tokens, site_at((2, 4), generation=0)) is None
     arms = [None, Arm(image=1, part="pattern", mask=np.ones((2, 4)), dose=0.5, offset=(1, 0))]
     assert mu.Transport(record, arms=arms)(tokens, SITE).device.type == "meta"
+    whole, basis = mu.Record(k=6), xr.DataArray(np.eye(6)[:, :2], dims=("channel", "rank"))
+    whole(tokens, site_at((2, 4), generation=0))
+    assert mu.Transport(whole, arms=Arm(basis))(tokens, SITE).device.type == "meta"
 
 
 def test_reference_tokens_are_left_alone():

@@ -5,19 +5,24 @@ stats = channel_statistics(results, pipe, choosing, seed=0)         # of prompts
 data = run(results, pipe, measured, table, stats, others=choosing)  # a row an image
 """
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from ..measures import evaluators
-from ..measures.images import compare
+from ..measures.images import compare, error_outside
+from ..measures.masks import coverage, iou
 from ..models.load import generate
 from ..probes.arms import Arm
 from ..probes.attach import attach
 from ..probes.channels import ChannelStats, matched_channels, select_channels
 from ..probes.disrupt import Disrupt
+from ..probes.record import Record
 from ..results.files import picture_name
 
+PATTERN = ("flat", "two values", "two values elsewhere")  # edits that leave a level as it is
 EDITS = ("zero, same norm", "flat", "average level", "flat at average level", "shuffled")  # besides zero
 PHASES = ("early", "middle", "late")  # thirds of the steps
 
@@ -69,7 +74,20 @@ def phases(stats: xr.Dataset) -> dict:
 
 
 def run(
-    results, pipe, prompts, table, stats, *, others, n_seeds=1, at_once=16, evaluator="toy", world=None, seed=0, **call
+    results,
+    pipe,
+    prompts,
+    table,
+    stats,
+    *,
+    others,
+    n_seeds=1,
+    at_once=16,
+    evaluator="toy",
+    world=None,
+    subject=None,
+    seed=0,
+    **call,
 ) -> pd.DataFrame:
     """Every arm of a table with every prompt and seed: a row an image, its arm, `removed` (the share of energy by which
     the state was moved) and its measures against the untouched image of the same noise.
@@ -78,6 +96,9 @@ def run(
     alignment; 1 is down to chance), and with a world, whose captions the prompts are, the words that are read right.
     Pictures of the first four prompts are saved for the explorer. `results` is a Run: only batches that are missing are
     computed. Raises what `evaluators.check_own` does, before the first image.
+
+    With `subject`, the arguments of `evaluators.subject_masks`, the untouched pictures' subjects are those of "two
+    values", and there is "place IoU", of the subject with where it should be, and "ground error" (`error_outside`).
     """
     if world:
         evaluators.check_own(world, evaluator)
@@ -86,7 +107,10 @@ def run(
         rows = pd.DataFrame(dict(prompt=batch.prompts, seed=batch.seeds, image=batch.indices))
         rows = pd.concat([rows.assign(seed=rows.seed + 200_000 * i) for i in range(n_seeds)])
         rows = rows.merge(table, how="cross")
-        parts = [generate_arms(pipe, rows[i : i + at_once], stats, seed, **call) for i in range(0, len(rows), at_once)]
+        masks = None if subject is None else subjects(pipe, rows[rows.which == "untouched"], subject, **call)
+        parts = [
+            generate_arms(pipe, rows[i : i + at_once], stats, seed, masks, **call) for i in range(0, len(rows), at_once)
+        ]
         images = [image for made, _ in parts for image in made]
         rows["removed"] = np.concatenate([share for _, share in parts])
         intact = {rows.seed[i]: images[i] for i in rows.index[rows.which == "untouched"]}
@@ -94,6 +118,13 @@ def run(
         texts, intact = rows.prompt.tolist(), [intact[i] for i in rows.seed]
         measures = compare(images, intact, texts, others=others, evaluator=evaluator)
         right = [evaluators.attributes_right(images, texts, world, evaluator=evaluator)] if world else []
+        if masks is not None:
+            before = np.stack([masks[i] for i in rows.seed])
+            wanted = [moved(m, elsewhere(m)) if "elsewhere" in e else m for m, e in zip(before, rows.edit, strict=True)]
+            rows["place IoU"] = iou(
+                coverage(evaluators.subject_masks(images, **subject), before.shape[1:]) > 0.5, wanted
+            )
+            rows["ground error"] = error_outside(images, intact, before)
         return rows.join([measures, *right])
 
     for batch in results.pending(prompts, size=max(1, at_once // len(table))):
@@ -105,10 +136,37 @@ def run(
     return data.join(evaluators.by_topic(data, world)) if world else data
 
 
-def generate_arms(pipe, rows: pd.DataFrame, stats: xr.Dataset, seed: int = 0, **call):
+def subjects(pipe, rows: pd.DataFrame, subject: dict, **call) -> dict:
+    """The subject's tokens in the untouched picture of every row: noise's seed -> (H, W) bool."""
+    with attach(pipe, Record(k=1), layers=[0], steps=[0]) as record:
+        images = generate(pipe, rows.prompt.tolist(), seeds=rows.seed.tolist(), **call)
+    return dict(zip(rows.seed, coverage(evaluators.subject_masks(images, **subject), record.grid) > 0.5, strict=True))
+
+
+def elsewhere(mask) -> tuple[int, int]:
+    """By how many tokens (down, right) a mask (H, W) bool is moved to meet its old place least, the shortest way, with
+    none of it lost.
+
+    >>> elsewhere([[True, False, False], [False, False, False]])
+    (0, 1)
+    """
+    mask = np.asarray(mask, bool)
+    if not mask.any():
+        return 0, 0
+    ranges = [range(-x.min(), n - x.max()) for x, n in zip(mask.nonzero(), mask.shape, strict=True)]
+    return min(product(*map(list, ranges)), key=lambda way: ((mask & moved(mask, way)).sum(), np.hypot(*way)))
+
+
+def moved(mask, way: tuple[int, int]) -> np.ndarray:
+    """A mask (H, W) bool moved by so many tokens (down, right), of which none leave the grid."""
+    return np.roll(mask, way, (0, 1))
+
+
+def generate_arms(pipe, rows: pd.DataFrame, stats: xr.Dataset, seed: int = 0, masks: dict | None = None, **call):
     """Images with an arm in every row, and by what share of energy each was moved.
 
-    Rows have a prompt, the noise's seed and what `arms` has; `seed` is that of the first draw of channels.
+    Rows have a prompt, the noise's seed and what `arms` has; `seed` is that of the first draw of channels, `masks` are
+    those of `subjects`.
     """
     steps = phases(stats)
     noise, edits = rows.seed + 100_000 * (rows.which == "other noise"), []
@@ -117,6 +175,10 @@ def generate_arms(pipe, rows: pd.DataFrame, stats: xr.Dataset, seed: int = 0, **
         where = stats.layer.astype(str).isin([row.layer]) | (row.layer == "all")
         channels = channel_set(row, stats, seed)
         edit = dict(edit=row.edit, dose=1.0 * (when & where), seed=row.draw, levels=stats.level)
+        if masks is not None:
+            edit |= dict(mask=masks[row.seed])
+        if row.edit == "two values elsewhere":
+            edit |= dict(edit="two values", offset=elsewhere(masks[row.seed]))
         edits.append(None if channels is None else Arm(channels, **edit))
     probe = Disrupt(arms=edits)
     with attach(pipe, probe):
@@ -125,9 +187,24 @@ def generate_arms(pipe, rows: pd.DataFrame, stats: xr.Dataset, seed: int = 0, **
 
 
 def channel_set(arm, stats: xr.Dataset, seed: int = 0):
-    """The ids of an arm in every layer, or a dose of every channel; None for an arm without channels."""
+    """The ids of an arm in every layer, a dose of every channel or a basis; None for an arm without channels.
+
+    Subspaces are those of `figure.with_subspaces`.
+    """
     if arm.which == "energy-matched":
         return matched_channels(power(stats), select_channels(scores(stats), arm.k), seed=seed)
+    if arm.which == "equal pattern energy":
+        pattern, top = (stats.mean_sq - stats.level_sq).mean("step"), select_channels(scores(stats), arm.k)
+        each = [
+            matched_channels(pattern[i], top[i], seed=seed + arm.draw) for i in range(len(top))
+        ]  # one order for all
+        return xr.concat(each, "layer")
+    if arm.which == "rotated":
+        return stats.rotated.sel(of="pattern" if arm.edit in PATTERN else "state", draw=arm.draw, drop=True)
+    if arm.which in stats:
+        return stats[arm.which]
+    if arm.which == "rest":
+        return select_channels(scores(stats), stats.sizes["channel"])[:, arm.k :]
     return select_channels(scores(stats), arm.k, which=arm.which, seed=seed + arm.draw) if arm.k else None
 
 

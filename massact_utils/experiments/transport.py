@@ -66,23 +66,28 @@ class PairBatch:
     masks: dict[str, np.ndarray]  # names of `mask_variants` -> (B, H, W)
     offsets: dict[str, list[tuple[int, int]]]  # of masks that move: tokens (down, right), one for each pair
     trajectory: "Trajectory"  # rows: sources, targets, asked
+    sets: dict[str, xr.DataArray]  # what of its record is carried, where that is of all channels
 
 
 def baseline_batch(pipe, pairs, seeds, sets: dict, cut, **call) -> PairBatch:
     """Sources, targets and what is asked for in words, generated in one batch from the same noise.
 
-    `pairs` are dicts with source, target and asked; `sets` are channels to record by name, "top" among them; `cut`
-    makes the subjects' masks (rows, H, W) bool from the record of "top". `call` goes to the pipeline.
+    `pairs` are dicts with source, target and asked; `sets` are channels to record by name, "top" among them, or doses
+    or bases of subspaces, for which one record of all channels is kept; `cut` makes the subjects' masks (rows, H, W)
+    bool from the record of "top". `call` goes to the pipeline.
     """
     names, n = ("source", "target", "asked"), len(pairs)
     prompts = {name: [pair[name] for pair in pairs] for name in names}
-    records, trajectory = {name: Record(ids) for name, ids in sets.items()}, Trajectory()
-    with attach(pipe, *records.values()):
+    own = {name: chosen for name, chosen in sets.items() if "channel" in chosen.dims}
+    width = next(iter(own.values())).sizes["channel"] if own else 1
+    whole, trajectory = Record(xr.DataArray(np.arange(width), dims="rank")), Trajectory()
+    records = {name: whole if name in own else Record(ids) for name, ids in sets.items()}
+    with attach(pipe, *dict.fromkeys(records.values())):
         made = generate(pipe, [*chain(*prompts.values())], seeds=[*seeds] * 3, **call, **_hook(pipe, [trajectory]))
     images = {name: made[i * n : i * n + n] for i, name in enumerate(names)}
     source, target, _ = np.split(np.asarray(cut(records["top"])), 3)
     offsets = {"moved": list(map(offset, source, target))}
-    return PairBatch(prompts, list(seeds), images, records, mask_variants(source, target), offsets, trajectory)
+    return PairBatch(prompts, list(seeds), images, records, mask_variants(source, target), offsets, trajectory, own)
 
 
 def add_pictures(pipe, batch: PairBatch, pictures, cut, *, name: str = "picture", prompts=None, **call) -> None:
@@ -273,7 +278,7 @@ def _arm(s, batch, dose, pair) -> Arm:
     """The arm of one row: a pair in a setting."""
     to = batch.offsets[s["mask"]][pair] if s["mask"] in batch.offsets and s["part"] != "level" else (0, 0)
     what = dict(record=batch.records[s["channels"]], image=pair, part=s["part"], first=s["k"])
-    return Arm(dose=dose, mask=batch.masks[s["mask"]][pair], offset=to, **what)
+    return Arm(batch.sets.get(s["channels"]), dose=dose, mask=batch.masks[s["mask"]][pair], offset=to, **what)
 
 
 def _hook(pipe, callbacks) -> dict:

@@ -11,6 +11,7 @@ from scipy.ndimage import binary_erosion
 from ..worlds import grounds
 from . import evaluators
 from .evaluators import batches, check_pairs
+from .masks import coverage
 
 
 def band_errors(images, references, *, cutoff: float = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -79,6 +80,17 @@ def perceptual_distance(images, references, *, evaluator: str = "toy", device=No
         cosines = [(x * y[which.ravel()]).sum(1).mean((1, 2)) for x, y in zip(a, b, strict=True)]  # level: (B,)
         distances.append(1 - torch.stack(cosines).mean(0).cpu().numpy())
     return np.concatenate(distances)
+
+
+def error_outside(images, references, masks) -> np.ndarray:
+    """Root mean square difference of images to references outside masks on tokens, in grey levels: (B, H, W) bool ->
+    (B,), 0 to 255; nan where nothing is outside.
+    """
+    check_pairs(images, references)
+    errors = [np.square(np.subtract(*map(np.float32, both))).mean(2) for both in zip(images, references, strict=True)]
+    outside = ~np.asarray(masks, bool)
+    within = np.where(outside, coverage(errors, outside.shape[1:]), 0)
+    return np.sqrt(within.sum((1, 2)) / np.where(outside.any((1, 2)), outside.sum((1, 2)), np.nan))
 
 
 def lit_from(images, masks) -> list[str]:

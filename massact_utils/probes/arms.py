@@ -22,7 +22,8 @@ class Arm:
     - dose: from 0 to 1, or a DataArray of doses over any of branch, step and layer.
     - mask (H, W), bool or from 0 to 1, brought to the tokens' grid: the subject of "two values", or where a record's
       values are carried.
-    - record, image, part, first, offset: see `Transport`.
+    - offset (down, right): by how many tokens what is put at the mask is moved.
+    - record, image, part, first: see `Transport`.
 
     Raises ValueError at once for what is out of range or missing; in use for a branch, step, layer that is not named.
     """
@@ -69,6 +70,13 @@ class Arm:
         share = torch.nn.functional.interpolate(self.mask[None, None].float().cpu(), size, mode="area")[0, 0]
         return ((share >= 0.5).float() if self.mask.dtype == torch.bool else share).expand(grid).flatten()
 
+    def place(self, grid) -> torch.Tensor:
+        """The mask moved by the offset, 0 where nothing comes to: (N,) float32."""
+        to, of = (tuple(slice(max(s * d, 0), min(s * d, 0) or None) for d in self.offset) for s in (1, -1))
+        moved = torch.zeros(grid)
+        moved[..., *to] = self.mask_on(grid).reshape(grid)[..., *of]
+        return moved.flatten()
+
 
 def rows_of(arms, batch: int) -> list:
     """The rows (a slice) of each arm: all rows of one Arm, a row each of a list. Raises ValueError for another number.
@@ -102,6 +110,34 @@ def part_at(what: str, array: xr.DataArray, site) -> np.ndarray:
                 raise ValueError(f"the {what} name no {dim} {here}; they name {names.tolist()}{more}")
             place[axis] = names.get_loc(here)
     return array.values[tuple(place)].copy()
+
+
+def set_at(arm: Arm, site, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """An arm's set at a site, ids (K,) or a basis (D, K), and its dose there, one or (K,).
+
+    Raises ValueError for channels that tokens of this width do not have.
+    """
+    chosen, dose = part_at("channels", arm.channels, site), part_at("doses", arm.dose, site)
+    if "channel" in arm.channels.dims and len(chosen) != width:
+        raise ValueError(f"a set of {len(chosen)} channels; there are {width}")
+    if "rank" not in arm.channels.dims:  # a dose for each channel
+        return chosen.nonzero()[0], dose * chosen[chosen > 0]
+    if chosen.ndim == 1 and (missing := set(chosen.tolist()) - set(range(width))):
+        raise ValueError(f"channels {sorted(missing)} do not exist; there are {width}")
+    return chosen if chosen.ndim > 1 else chosen.astype(np.int64), dose  # off a disk ids are int32
+
+
+def coordinates(tokens: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Tokens along chosen ids (K,) or a basis (D, K), in the dtype of edits: (B, N, D) -> (B, N, K)."""
+    return widen(tokens.index_select(2, chosen)) if chosen.ndim == 1 else widen(tokens) @ chosen
+
+
+def put_back(tokens: torch.Tensor, chosen: torch.Tensor, x: torch.Tensor, new: torch.Tensor) -> None:
+    """Move tokens (B, N, D) where they lie, from coordinates x to new ones (B, N, K); what is orthogonal stays."""
+    if chosen.ndim == 1:
+        tokens.index_copy_(2, chosen, new.to(tokens.dtype))
+    else:
+        tokens += ((new - x) @ chosen.T).to(tokens.dtype)
 
 
 def widen(tokens: torch.Tensor) -> torch.Tensor:

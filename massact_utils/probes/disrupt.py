@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from .arms import Arm, listed, part_at, rows_of, widen
+from .arms import Arm, coordinates, listed, part_at, put_back, rows_of, set_at, widen
 from .reading import nothing_seen
 
 
@@ -19,7 +19,8 @@ class Disrupt:
       set's level in the place of the image's. "flat at average level": the data set's level.
     - "shuffled": the image's own values at other tokens, all channels by one permutation, which depends on seed, step,
       layer and the number of tokens alone, so that a row is edited alike in any batch and branch.
-    - "two values": the mean over the subject's tokens on these, and that over the ground's on all others.
+    - "two values": the mean over the subject's tokens on these, and that over the ground's on all others; with an
+      arm's offset the same two, the subject's on its mask moved.
 
     `channels`, `edit` and `dose` are those of an `Arm`, or `channels` is an Arm, which serves every row. `arms` has one
     for each row of the batch in its place, None for a row left alone. Raises ValueError for neither or both, and what
@@ -67,17 +68,10 @@ class Disrupt:
 
 def _plan(arm, site, tokens) -> SimpleNamespace | None:
     """An arm at a site, on the tokens' device: ids (K,) or a basis (D, K), doses, what its edit needs; None if 0."""
-    chosen, dose = part_at("channels", arm.channels, site), part_at("doses", arm.dose, site)
-    n, width = tokens.shape[1:]
-    if "channel" in arm.channels.dims and len(chosen) != width:
-        raise ValueError(f"a set of {len(chosen)} channels; there are {width}")
-    if "rank" not in arm.channels.dims:  # a dose for each channel
-        chosen, dose = chosen.nonzero()[0], dose * chosen[chosen > 0]
-    elif chosen.ndim == 1 and (missing := set(chosen.tolist()) - set(range(width))):
-        raise ValueError(f"channels {sorted(missing)} do not exist; there are {width}")
+    chosen, dose = set_at(arm, site, tokens.shape[2])
     if not dose.any():
         return None
-    plan = {"chosen": chosen if chosen.ndim > 1 else chosen.astype(np.int64), "dose": dose}  # off a disk ids are int32
+    plan, (n, width) = {"chosen": chosen, "dose": dose}, tokens.shape[1:]
     if "average level" in arm.edit:
         level = part_at("levels", arm.levels.transpose(..., "channel"), site)
         if len(level) != width or np.isnan(level).any():
@@ -86,7 +80,9 @@ def _plan(arm, site, tokens) -> SimpleNamespace | None:
     if arm.edit == "shuffled":
         plan["order"] = np.random.default_rng([arm.seed, site.step, site.layer]).permutation(n)
     if arm.edit == "two values":
-        plan["subject"] = (arm.mask_on(site.grid) >= 0.5)[:, None]
+        plan["subject"], plan["place"] = (
+            share[:, None] >= 0.5 for share in (arm.mask_on(site.grid), arm.place(site.grid))
+        )
     plan = {name: torch.as_tensor(value, device=tokens.device) for name, value in plan.items()}
     wide = widen(tokens[:0]).dtype
     return SimpleNamespace(**{name: x.to(wide) if x.is_floating_point() else x for name, x in plan.items()})
@@ -94,13 +90,10 @@ def _plan(arm, site, tokens) -> SimpleNamespace | None:
 
 def _edit(tokens, edit, plan) -> torch.Tensor:
     """Edit rows (B, N, D) where they lie; the squared norm of what changed (B,)."""
-    before, ids = tokens.clone() if edit == "zero, same norm" else None, plan.chosen.ndim == 1  # else a basis
-    x = widen(tokens.index_select(2, plan.chosen) if ids else widen(tokens) @ plan.chosen)  # B N K
+    before = tokens.clone() if edit == "zero, same norm" else None
+    x = coordinates(tokens, plan.chosen)  # B N K
     new = torch.lerp(x, _target(x, edit, plan), plan.dose)
-    if ids:
-        tokens.index_copy_(2, plan.chosen, new.to(tokens.dtype))
-    else:
-        tokens += ((new - x) @ plan.chosen.T).to(tokens.dtype)
+    put_back(tokens, plan.chosen, x, new)
     if before is None:
         return _square(new - x)
     size, left = (torch.linalg.vector_norm(t, dim=2, keepdim=True, dtype=x.dtype) for t in (before, tokens))
@@ -121,7 +114,7 @@ def _target(x, edit, plan) -> torch.Tensor:
             return x[:, plan.order]
         case "two values":
             means = [(x * w).sum(1, keepdim=True) / w.sum().clamp_min(1) for w in (plan.subject, ~plan.subject)]
-            return torch.where(plan.subject, *means)
+            return torch.where(plan.place, *means)
     return torch.zeros_like(x)
 
 

@@ -17,7 +17,7 @@ import torch
 from ..models.load import defaults, quietly
 from ..models.noise import noised
 from ..ranges import check
-from .arms import Arm, listed, part_at, rows_of, widen
+from .arms import Arm, coordinates, listed, part_at, put_back, rows_of, set_at, widen
 from .attach import attach
 from .record import Record
 
@@ -33,8 +33,9 @@ class Transport:
 
     - image: the recorded image whose values are carried, of `record`, or of the arm's own record; first: only so many
       of the recorded channels, of which `select_channels` and a Record's own choice have the largest first.
-    - offset (down, right): by how many tokens values are moved. The mask is where they arrive, and tokens to which
-      nothing comes stay as they are. Rotary positions are not moved.
+    - channels: ids, doses or a basis of a subspace, carried out of a record of all channels.
+    - offset: the mask is where values arrive, and tokens to which nothing comes stay as they are. Rotary positions are
+      not moved.
 
     A record holds one branch. Under guidance the conditional one alone (`branch="cond"` in `attach`, or a dose) carries
     much further than both: guidance then amplifies what was transported instead of cancelling it.
@@ -71,12 +72,29 @@ class Transport:
                 recorded[record] = [x.to(tokens.device) for x in _recorded(record, site)]
             if (arm, tokens.device) not in self.weights:
                 self.weights[arm, tokens.device] = _weight(arm, site.grid).to(tokens.device)
-            ids, values = (x[arm.image, ..., : arm.first] for x in recorded[record])  # K, N K
-            x = widen(edited[rows].index_select(2, ids))  # B N K
+            chosen, values = (x[arm.image, ..., : arm.first] for x in recorded[record])  # K, N K
+            if arm.channels is not None:
+                chosen, dose, values = _chosen(arm, site, tokens, chosen, values)
+            x = coordinates(edited[rows], chosen)  # B N K
             weight = dose * self.weights[arm, tokens.device].to(x)
             new = torch.lerp(x, _carried(x, widen(values), arm, site.grid), weight)
-            edited[rows].index_copy_(2, ids, new.to(tokens.dtype))
+            put_back(edited[rows], chosen, x, new)
         return edited
+
+
+def _chosen(arm, site, tokens, ids, values) -> tuple:
+    """An arm's own set at a site, its doses, and a recorded state's coordinates (N, K) in it."""
+    width = tokens.shape[2]
+    if len(ids) != width:
+        raise ValueError(
+            f"an arm with channels of its own is carried from a record of all {width}, and this has {len(ids)}; "
+            "record them with Record(xr.DataArray(range(width), dims='rank'))"
+        )
+    state = torch.empty_like(tokens[0]).index_copy_(1, ids, values.to(tokens.dtype))  # N D
+    chosen, dose = (torch.as_tensor(x, device=tokens.device) for x in set_at(arm, site, width))
+    dtype = widen(tokens[:0]).dtype
+    chosen = chosen.to(dtype) if chosen.is_floating_point() else chosen
+    return chosen, dose.to(dtype), coordinates(state[None], chosen)[0]
 
 
 def _check(arm, record) -> None:

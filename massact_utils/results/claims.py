@@ -7,6 +7,7 @@ of an installed package, holds the same rows as found at the size that decides.
 import html
 import math
 import re
+import tomllib
 
 from .. import places
 from ..measures import evidence as intervals
@@ -56,6 +57,13 @@ def evidence(model: str = "toy") -> dict:
     folder = places.evidence(directory(model))
     notebooks = {stem[:2] for stem in files.read_json(folder / "provenance.json", {})}
     return {row["id"]: row for row in files.read_json(folder / "claims.json", []) if row["notebook"] in notebooks}
+
+
+def planned(notebook: str) -> dict:
+    """What docs/evidence/plan.toml states for a notebook, as "02": id -> the words of `Run.claim`."""
+    rows = tomllib.loads(places.evidence("plan.toml").read_text())["claims"]
+    rows = [row for row in rows if row["id"].partition(".")[0] == notebook]
+    return {row["id"]: {name: row[name] for name in STATED if name in row} for row in rows}
 
 
 def directory(model: str) -> str:
