@@ -34,8 +34,10 @@ INTRODUCTION = """\
 A claim is a sentence with an owner, a measure and a threshold that stands before the computation. What is found is a
 mean over n prompts and its 95 % interval. The claim **holds** when the whole interval lies on the claimed side of the
 threshold. It is **contradicted** when the interval lies on the other side, and **undecided** when the interval contains
-the threshold or there is none. A claim that is contradicted stays. Of the small trainings of notebook 05 the range over
-seeds stands in the place of the interval.
+the threshold or there is none. A claim that is contradicted stays. *Holm* is the verdict after
+Holm's correction for the number of a model's claims (1979), which keeps the chance of even one wrong verdict among them
+below 5 %. Of the small trainings of notebook 05 the range over seeds stands in the place of the interval; that all
+three lie on a named side is by chance alone a case of 1 in 8.
 
 The numbers are *evidence*: what the notebooks found at the size that decides (`make evidence`); its tables stand in
 `docs/evidence/`. It is *stale* when the code that made it has changed since and nothing was computed again. `toy` and
@@ -43,12 +45,16 @@ The numbers are *evidence*: what the notebooks found at the size that decides (`
 
 
 def rows(root: Path = ROOT) -> list[dict]:
-    """The claims of all evidence, by id, the embedded models first; each with `stale`, whether its code has changed."""
+    """The claims of all evidence, by id, the embedded models first; each with `stale`, whether code has changed, and
+    `holm`, its verdict after the correction over its model's rows.
+    """
     found = []
     for file in sorted(root.glob("docs/evidence/*/provenance.json")):
         stale = {stem[:2]: _stale(root, stem, entry) for stem, entry in files.read_json(file).items()}
         of = files.read_json(file.with_name("claims.json"))
-        found += [row | {"stale": stale[row["notebook"]]} for row in of if row["notebook"] in stale]
+        of = [row for row in of if row["notebook"] in stale]
+        corrected = zip(of, claims.after_holm(of), strict=True)
+        found += [row | {"stale": stale[row["notebook"]], "holm": verdict} for row, verdict in corrected]
     return sorted(found, key=lambda row: (row["id"], _place(row["model"])))
 
 
@@ -86,15 +92,21 @@ def page(rows: list[dict]) -> str:
     kinds |= {"Ours": ["ours"]}
     verdicts = ("holds", "contradicted", "undecided")
     count = ", ".join(f"{sum(row['verdict'] == word for row in rows)} {word}" for word in verdicts)
+    lost = sum(row["holm"] not in ("", row["verdict"]) for row in rows)
+    count += f"; {lost} are undecided after Holm's correction" * bool(lost)
     lines = ["# Every claim", "", INTRODUCTION, "", f"{len(rows)} rows: {count}. {sources(rows)}".strip()]
     for title, owners in kinds.items():
         mine = [row for row in rows if row["owner"] in owners]
         if mine:
             lines += ["", f"## {title}", ""]
-            lines += [_line("claim", "whose", "measured", "claimed", "model", "found", "note"), "|---" * 7 + "|"]
+            lines += [
+                _line("claim", "whose", "measured", "claimed", "model", "found", "Holm", "note"),
+                "|---" * 8 + "|",
+            ]
         for row in mine:
             measure, model, note = (claims.escape(row[name]) for name in ("measure", "model", "note"))
-            lines.append(_line(_link(row, "../"), _owner(row), measure, _asked(row), model, _finding(row), note))
+            found = claims.finding(row) + ", stale" * row["stale"], row["holm"]
+            lines.append(_line(_link(row, "../"), _owner(row), measure, _asked(row), model, *found, note))
     return "\n".join(lines) + "\n"
 
 
@@ -130,7 +142,7 @@ def _owner(row: dict) -> str:
 
 
 def _finding(row: dict) -> str:
-    return claims.finding(row) + ", stale" * row["stale"]
+    return claims.finding(row, row["holm"]) + ", stale" * row["stale"]
 
 
 def _asked(row: dict) -> str:

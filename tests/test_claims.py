@@ -92,6 +92,21 @@ def test_a_finding_without_an_interval_says_why(published, n, why):
     assert f"undecided (no interval: {why})" in claims.compare_with_evidence([found], "toy")
 
 
+def test_the_number_of_claims_is_corrected_for():
+    """By hand: five p-values, of which 0.03 does not survive four others, and what has none is not counted."""
+    ps = (0.001, 0.03, 0.2, 0.004, 0.6)
+    half = [float(0.5 * evidence.student.ppf(0.975, 11) / evidence.student.isf(p / 2, 11)) for p in ps]
+    rows = [claims.row("02.a", "toy", None, (0.5, 0.5 - h, 0.5 + h), n=12, threshold=0, measure="PSNR") for h in half]
+    ranged = claims.row("05.a", "toy", None, (0.5, 0.4, 0.6), threshold=0, measure="peak, 3 seeds")
+    assert [row["verdict"] for row in rows] == ["holds", "holds", "undecided", "holds", "undecided"]
+    corrected = claims.after_holm([*rows, ranged, row(value=None)])
+    assert corrected == ["holds", "undecided", "undecided", "holds", "undecided", "", ""]
+    assert claims.finding(rows[1], corrected[1]).endswith("n = 12: holds, undecided after Holm")
+    assert claims.finding(ranged, corrected[5]).endswith(
+        "(0.4 to 0.6): holds in all of 3 seeds, by chance alone 1 in 8"
+    )
+
+
 def test_a_box_shows_three_claims_of_a_notebook_or_those_it_is_asked_for(published):
     mine = [row("02.d", sentence="Ours."), row("02.c", sentence="One."), row("02.b", sentence="One."), row("03.e")]
     mine += [

@@ -123,7 +123,8 @@ def test_pages_are_filled_and_then_nothing_changes(root):
 
 def test_a_line_for_each_claim_and_a_column_for_each_model():
     rows = [row(model=model, value=value) for model, value in (("big", 0.25), ("emoji", -1.234567), ("toy", 0.05))]
-    rows = [row | {"stale": False} for row in [*rows, row("03.d", "big", owner="paper", value=None, n=None)]]
+    rows = [*rows, row("03.d", "big", owner="paper", value=None, n=None)]
+    rows = [row | {"stale": False, "holm": "undecided" if row["model"] == "big" else ""} for row in rows]
     lines = ledger.table(rows, ["03.d", "02.a-b", "04.none"]).splitlines()
     assert lines[0] == "| claim | whose | measured | toy | emoji | big |" and len(lines) == 4
     assert "[the paper](https://arxiv.org/abs/2605.13974)" in lines[2] and lines[2].endswith("|  |  | not measured |")
@@ -133,13 +134,13 @@ def test_a_line_for_each_claim_and_a_column_for_each_model():
         "PSNR, dB, above 0",
         "0.05 (-0.05 to 0.15), n = 12: **undecided**, about 41 would decide",
         "-1.23 (-1.33 to -1.13), n = 12: **contradicted**",
-        "0.25 (0.15 to 0.35), n = 12: holds",
+        "0.25 (0.15 to 0.35), n = 12: holds, undecided after Holm",
     ]
 
 
 def test_what_a_claim_says_is_text_and_no_markup():
     bad = "<script>alert(1)</script>\n|a| <!-- end of results -->"
-    rows = [row(model=bad, sentence=bad, measure=bad, note=bad) | {"stale": True}]
+    rows = [row(model=bad, sentence=bad, measure=bad, note=bad) | {"stale": True, "holm": ""}]
     for text in (ledger.table(rows, ["02.a-b"]), ledger.page(rows), ledger.sources(rows)):
         assert "<" not in text and "&lt;script&gt;" in text
     (*_, line) = ledger.table(rows, ["02.a-b"]).splitlines()

@@ -121,9 +121,8 @@ def run(
         if masks is not None:
             before = np.stack([masks[i] for i in rows.seed])
             wanted = [moved(m, elsewhere(m)) if "elsewhere" in e else m for m, e in zip(before, rows.edit, strict=True)]
-            rows["place IoU"] = iou(
-                coverage(evaluators.subject_masks(images, **subject), before.shape[1:]) > 0.5, wanted
-            )
+            after = coverage(evaluators.subject_masks(images, **subject), before.shape[1:]) > 0.5
+            rows["place IoU"] = iou(after, wanted)
             rows["ground error"] = error_outside(images, intact, before)
         return rows.join([measures, *right])
 
@@ -195,10 +194,9 @@ def channel_set(arm, stats: xr.Dataset, seed: int = 0):
         return matched_channels(power(stats), select_channels(scores(stats), arm.k), seed=seed)
     if arm.which == "equal pattern energy":
         pattern, top = (stats.mean_sq - stats.level_sq).mean("step"), select_channels(scores(stats), arm.k)
-        each = [
-            matched_channels(pattern[i], top[i], seed=seed + arm.draw) for i in range(len(top))
-        ]  # one order for all
-        return xr.concat(each, "layer")
+        layers = zip(pattern, top, strict=True)  # all with one seed, so that channels are drawn in one order
+        each = [matched_channels(*layer, seed=seed + arm.draw) for layer in layers]
+        return xr.concat(each, "layer", coords="minimal", compat="override")
     if arm.which == "rotated":
         return stats.rotated.sel(of="pattern" if arm.edit in PATTERN else "state", draw=arm.draw, drop=True)
     if arm.which in stats:

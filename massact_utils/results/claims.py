@@ -75,9 +75,24 @@ def directory(model: str) -> str:
     return re.sub(r"[^\w.-]", "-", model).lstrip(".") or "unnamed"
 
 
-def finding(row: dict) -> str:
-    """What was found, as in "0.54 (0.45 to 0.62), n = 9: holds"; of undecided, how many prompts would decide, or why
-    there is no interval.
+def after_holm(rows: list[dict]) -> list[str]:
+    """The verdicts of a model's rows once their number is corrected for (Holm 1979): as many as rows.
+
+    Counted are the rows with an interval over eight prompts or more; where the corrected p-value is 0.05 or above a
+    verdict becomes "undecided". A range over fewer seeds has none: "".
+    """
+    counted = [row["low"] is not None and (row["n"] or 0) >= intervals.PROMPTS for row in rows]
+    p = [
+        intervals.p_value(row["value"], row["low"], row["high"], row["n"], row["threshold"]) if good else math.nan
+        for row, good in zip(rows, counted, strict=True)
+    ]
+    found = zip(rows, counted, intervals.holm(p), strict=True)
+    return [(row["verdict"] if corrected < 0.05 else "undecided") if good else "" for row, good, corrected in found]
+
+
+def finding(row: dict, holm: str = "") -> str:
+    """What was found, as in "0.54 (0.45 to 0.62), n = 16: holds", with the verdict of `after_holm` where it differs; of
+    undecided, how many prompts would decide, or why there is no interval.
     """
     if row["value"] is None:
         return "not measured"
@@ -85,7 +100,8 @@ def finding(row: dict) -> str:
     interval = "" if row["low"] is None or row["high"] is None else f" ({low} to {high})"
     size = "" if row["n"] is None else f", n = {row['n']}"
     verdict = row["verdict"] if row["verdict"] == "holds" else f"**{row['verdict']}**"
-    return f"{value}{interval}{size}: {verdict}{_open(row)}{_decided_by(row)}"
+    other = f", {holm} after Holm" if holm not in ("", row["verdict"]) else ""
+    return f"{value}{interval}{size}: {verdict}{_open(row)}{_by_chance(row)}{_decided_by(row)}{other}"
 
 
 def box(which: str | list[str], model: str = "toy"):
@@ -102,10 +118,12 @@ def box(which: str | list[str], model: str = "toy"):
         mine.sort(key=lambda row: ({"paper": 0, "ours": 2}.get(row["owner"], 1), row["id"]))
         sentences = [*dict.fromkeys(row["sentence"] for row in mine)][:3]
         which = [next(row["id"] for row in mine if row["sentence"] == words) for words in sentences]
-    lines = []
+    lines, corrected = [], dict(zip(rows, after_holm([*rows.values()]), strict=True))
     for row in (rows[id] for id in which if id in rows):
         asked = f"{row['measure']}; claimed: {row['side']} {number(row['threshold'])}"
-        lines.append(f"- *{escape(row['sentence'])}* {finding(row)}. (Measured: {escape(asked)}.)")
+        lines.append(
+            f"- *{escape(row['sentence'])}* {finding(row, corrected[row['id']])}. (Measured: {escape(asked)}.)"
+        )
     source = f"The numbers are the evidence on {escape(name)}. [Every claim]({LEDGER})."
     source = source if name == model else f"There is no evidence on {escape(model)}. {source}"
     return Markdown("\n".join([*lines, "", source] if lines else ["Nothing has been measured yet."]))
@@ -170,6 +188,15 @@ def _open(row: dict) -> str:
     if row["low"] is not None and row["high"] is not None:
         return ""
     return f" (no interval: {'not over prompts' if row['n'] is None else intervals.no_interval(row['n'])})"
+
+
+def _by_chance(row: dict) -> str:
+    """Of a range over a few seeds, how often chance alone puts all of them on a named side."""
+    named = re.search(r"(\d+) seeds", row["measure"])
+    n = row["n"] or int(named[1] if named else 0)
+    if row["low"] is None or row["verdict"] == "undecided" or not 0 < n < intervals.PROMPTS:
+        return ""
+    return f" in all of {n} seeds, by chance alone 1 in {2**n}"
 
 
 def _decided_by(row: dict) -> str:
