@@ -15,6 +15,7 @@ from massact_utils.experiments import disruption, figure, spatial
 from massact_utils.probes.channels import removed, select_channels
 from massact_utils.probes.disrupt import Disrupt
 from massact_utils.results import claims
+from massact_utils.worlds import toyworld
 
 WIDTH, LAYERS = 48, 3
 
@@ -123,9 +124,8 @@ def test_the_two_values_of_a_picture_stand_at_its_subject_and_all_measures_are_t
     stats = disruption.channel_statistics(run, pipe, texts[:2], **call)
     stats = figure.with_subspaces(run, pipe, texts[:2], stats, 4, 1, **call)
     arms = figure.arms(4, [], 1).query("edit == 'two values' | edit == 'two values elsewhere' | k == 0")
-    data = disruption.run(
-        run, pipe, texts[3:], arms.reset_index(drop=True), stats, others=texts[:2], words=True, subject={}, **call
-    )
+    own = dict(world=toyworld, subject=dict(model="toy")) | call
+    data = disruption.run(run, pipe, texts[3:], arms.reset_index(drop=True), stats, others=texts[:2], **own)
     untouched = data[data.which == "untouched"].iloc[0]
     assert len(data) == len(arms) and untouched["ground error"] == 0 and untouched["place IoU"] == 1
     assert (data[data.which != "untouched"]["ground error"] > 0).all()

@@ -1,8 +1,8 @@
 """Figure and ground: the experiment of docs/evidence/plan.toml, its arms and settings, and what they say of its claims.
 
 stats = with_subspaces(results, pipe, choosing, stats, k, draws)           # to disruption.channel_statistics
-data = disruption.run(results, pipe, prompts, arms(k, ks, draws), stats, others=choosing, words=True, subject={})
-rows = run_transport(results, pipe, pairs, sets(stats, k, draws), k, ks)   # the pattern of every set, carried
+data = disruption.run(results, pipe, prompts, arms(k, ks, draws), stats, others=choosing, world=world, subject=subject)
+rows = run_transport(results, pipe, pairs, sets(stats, k, ks, draws), k, world=world, subject=subject)
 found = findings(data, k) | transport_findings(rows)                       # id -> mean, low, high, n
 """
 
@@ -64,14 +64,17 @@ def sets(stats: xr.Dataset, k: int, ks, draws: int, *, seed: int = 0) -> dict:
     return {key: channel_set(edit, stats, seed) for key, edit in zip(keys, edits, strict=True)}
 
 
-def run_transport(results, pipe, pairs, sets: dict, k: int, *, at_once=1, subject=None, **call) -> pd.DataFrame:
+def run_transport(
+    results, pipe, pairs, sets: dict, k: int, *, world, subject, evaluator="toy", at_once=1, **call
+) -> pd.DataFrame:
     """Every pair with the pattern of every set of `sets` carried, and of those of k that are not drawn the level and
     both: a row an image, with which, k, draw, part, pair and the columns of `transfer.by_attributes`.
 
-    "arrives" is the mean of gain and along, "place IoU" that of the subject with the source's by
-    `evaluators.subject_masks`, whose arguments are `subject`. Pairs have source, target and asked. `results` is a Run:
-    only batches that are missing are computed.
+    Pairs have source, target and asked, captions of a world. "arrives" is the mean of gain and along, "place IoU" that
+    of the subject with the source's by `evaluators.subject_masks`, whose arguments are `subject`. `results` is a Run:
+    only batches that are missing are computed. Raises what `evaluators.check_own` does, before the first image.
     """
+    evaluators.check_own(world, evaluator)
     names = {key: "top" if key == ("top", k, 0) else repr(key) for key in sets}
     chosen = {names[key]: ids for key, ids in sets.items()}
     plan = [(key, "pattern") for key in sets]
@@ -89,8 +92,8 @@ def run_transport(results, pipe, pairs, sets: dict, k: int, *, at_once=1, subjec
         )
         images = run_settings(pipe, scene, settings, **call) + scene.images["target"] + scene.images["source"]
         texts = [scene.prompts[name] * len(about) for name in ("source", "target")]
-        read = by_attributes(images, *texts, scene.images["target"] * len(about))
-        masks = evaluators.subject_masks(images, **subject or {})
+        read = by_attributes(images, *texts, scene.images["target"] * len(about), world, evaluator=evaluator)
+        masks = evaluators.subject_masks(images, **subject)
         read["place IoU"] = iou(masks, np.tile(masks[-n:], (len(about), 1, 1)))
         rows = about.loc[about.index.repeat(n)].reset_index(drop=True).assign(pair=np.tile(batch.indices, len(about)))
         for i, row in rows[(rows.pair < 4) & (rows.draw == 0)].iterrows():
