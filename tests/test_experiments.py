@@ -130,12 +130,9 @@ def test_the_two_values_of_a_picture_stand_at_its_subject_and_all_measures_are_t
     assert len(data) == len(arms) and untouched["ground error"] == 0 and untouched["place IoU"] == 1
     assert (data[data.which != "untouched"]["ground error"] > 0).all()
     sets = figure.sets(stats, 4, [], 1)
-    pairs = pd.DataFrame(
-        [dict(source="a red star on a blue plain ground", target="a cyan ring on a white striped ground")]
-    )
-    rows = figure.run_transport(run, pipe, pairs.assign(asked=pairs.source), sets, 4, **call).set_index(
-        ["which", "part"]
-    )
+    pair = dict(source="a red star on a blue plain ground", target="a cyan ring on a white striped ground")
+    pairs = pd.DataFrame([pair | dict(asked=pair["source"])])
+    rows = figure.run_transport(run, pipe, pairs, sets, 4, **own).set_index(["which", "part"])
     assert len(rows) == 7 + 4 * 2 + 2 and rows.loc["source", ""].gain >= rows.loc["target", ""].gain
 
 
