@@ -14,7 +14,7 @@ from massact_utils import places
 from massact_utils.experiments import disruption, figure, spatial
 from massact_utils.probes.channels import removed, select_channels
 from massact_utils.probes.disrupt import Disrupt
-from massact_utils.results import claims
+from massact_utils.results import claims, files
 from massact_utils.worlds import toyworld
 
 WIDTH, LAYERS = 48, 3
@@ -72,6 +72,10 @@ def test_the_plan_names_the_sets_edits_and_claims_of_the_code():
     """Findings of scores that were made up, so that every claim's value is known."""
     sample = PLAN["sample"]
     k, draws = sample["k"], sample["draws"]
+    sizes = {
+        name: job["parameters"] for name, job in files.read_json(places.evidence("sizes.json"))["notebooks"].items()
+    }
+    assert sample["seeds"] == sizes["02_disruption"]["n_seeds"] and sample["pairs"] == sizes["04_transport"]["n_report"]
     table = figure.arms(k, sample["ks"], draws)
     assert set(PLAN["sets"]) == set(table.which) - {"untouched", "other noise"} == set(figure.SETS)
     assert set(PLAN["edits"]) - {"pattern transport"} == set(table.edit)
