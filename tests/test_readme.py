@@ -35,8 +35,8 @@ EXPECTED = {  # what a command leaves behind, by its beginning
     "make lab": [],
     ".venv/bin/papermill notebooks/01_statistics.ipynb": ["runs/klein.ipynb"],
     ".venv/bin/python -m massact_utils.sweep notebooks/*.ipynb": ["runs/klein/0?_*/0?_*.html"] * 2,
-    ".venv/bin/python -c": [],
-    ".venv/bin/papermill notebooks/02_disruption.ipynb": ["runs/mine.ipynb"],
+    ".venv/bin/python -c": ["my-model"],
+    ".venv/bin/papermill notebooks/02_disruption.ipynb": ["mine.ipynb"],
     ".venv/bin/python -m massact_utils.sweep notebooks/0[12]_*.ipynb": ["runs/mine/0?_*/0?_*.html"] * 2,
     ".venv/bin/python -m massact_utils.sweep notebooks/01_statistics.ipynb --out runs/scale": [
         "runs/scale/01_statistics/k=[14]*/01_statistics.html"
