@@ -80,16 +80,13 @@ def run_transport(
     plan = [(key, "pattern") for key in sets]
     plan += [(key, part) for key in sets if key[0] not in DRAWN and key[1] == k for part in ("both", "level")]
     settings = [setting(channels=names[key], part=part) for key, part in plan]
-    about = [dict(zip(("which", "k", "draw"), key, strict=True), part=part) for key, part in plan]
-    about = pd.DataFrame(
-        [*about, dict(which="target", k=0, draw=0, part=""), dict(which="source", k=0, draw=0, part="")]
-    )
+    about = [(*key, part) for key, part in plan] + [(end, 0, 0, "") for end in ("target", "source")]
+    about = pd.DataFrame(about, columns=["which", "k", "draw", "part"])
 
     def measure(batch):
         n = len(batch)
-        scene = baseline_batch(
-            pipe, batch.prompts, batch.seeds, chosen, lambda top: np.zeros((3 * n, *top.grid)), **call
-        )
+        start = batch.prompts, batch.seeds, chosen, lambda top: np.zeros((3 * n, *top.grid))  # no mask is used
+        scene = baseline_batch(pipe, *start, **call)
         images = run_settings(pipe, scene, settings, **call) + scene.images["target"] + scene.images["source"]
         texts = [scene.prompts[name] * len(about) for name in ("source", "target")]
         read = by_attributes(images, *texts, scene.images["target"] * len(about), world, evaluator=evaluator)
@@ -97,7 +94,8 @@ def run_transport(
         read["place IoU"] = iou(masks, np.tile(masks[-n:], (len(about), 1, 1)))
         rows = about.loc[about.index.repeat(n)].reset_index(drop=True).assign(pair=np.tile(batch.indices, len(about)))
         for i, row in rows[(rows.pair < 4) & (rows.draw == 0)].iterrows():
-            results.save(picture_name(pair=row.pair, set=row.which, k=row.k, part=row.part), images[i])
+            arm = dict(set=row.which, k=row.k, part=row.part) if row.k else dict(beside=row.which)
+            results.save(picture_name(pair=row.pair, **arm), images[i])
         return rows.join(read).assign(arrives=(read.gain + read.along) / 2)
 
     for batch in results.pending(pairs, at_once, name="figure"):
