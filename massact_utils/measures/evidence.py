@@ -28,8 +28,9 @@ def paired_interval(a, b=None) -> tuple[float, float, float]:
 
     The interval is Student's t over prompts; with draws it has the variance and the degrees of freedom of two crossed
     random effects (the quasi-F of Clark 1973, doi 10.1016/S0022-5371(73)80014-3, by Satterthwaite). On simulated
-    samples it covers the true mean in 93 to 97 % of the cases from 12 prompts on for paired differences
-    (tests/test_evidence.py). The interval of one score that is 0 or 1 is exact (Clopper and Pearson 1934).
+    samples it covers the true mean in 93 to 97 % of the cases from 12 prompts on for paired differences; too few are 12
+    for what is rare or one-sided: 72 % for one score that is right in 90 % of the cases (tests/test_evidence.py). For
+    differences that are rarely other than 0 there is `sign_interval`.
 
     Raises ValueError for no prompts, for fewer than eight draws, for a and b of other prompts, and for values that are
     not finite.
@@ -39,8 +40,6 @@ def paired_interval(a, b=None) -> tuple[float, float, float]:
     """
     differences = _differences(a, b)
     mean, error = float(differences.mean()), math.nan
-    if b is None and len(differences) == 1 and set(differences.flat) == {0, 1}:
-        return _exact(int(differences.sum()), differences.size)
     if differences.shape[1] >= PROMPTS and any(components := _components(differences)):
         error = _error(*components, *differences.shape)
     return mean, mean - error, mean + error
@@ -51,13 +50,18 @@ def sign_interval(a, b) -> tuple[float, float, float, int]:
     low, high, n). Against 0.5 this is the sign test, for scores that are rarely other than 0.
 
     a and b are (prompt), or have seeds, which are averaged. Fewer than eight prompts that differ have no interval.
+    Raises ValueError for several draws, and as `paired_interval` does.
 
     >>> sign_interval([1, 1, 1, 0, 1, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0])
     (0.9, 0.55..., 0.99..., 10)
     """
-    signs = np.sign(_differences(a, b)[0])
-    n = int((signs != 0).sum())
-    return *_exact(int((signs > 0).sum()), n), n
+    differences = _differences(a, b)
+    if len(differences) > 1:
+        raise ValueError(f"a sign test is of one draw, not of {len(differences)}; ask about each alone")
+    n, above = int((differences != 0).sum()), int((differences > 0).sum())
+    if n < PROMPTS:
+        return above / n if n else math.nan, math.nan, math.nan, n
+    return above / n, *map(float, binomtest(above, n).proportion_ci(method="exact")), n
 
 
 def no_interval(n: int) -> str:
@@ -145,13 +149,6 @@ def enough(value: float, low: float, high: float, n: int, threshold: float = 0.0
     spread, distance = (_deviation(low, high, n) * math.sqrt(n)) ** 2, abs(value - threshold)
     prompts = bisect_left(range(MOST), True, lo=2, key=lambda n: _error(0.0, spread, 0.0, 1, n) < distance)
     return prompts if prompts < MOST else math.inf
-
-
-def _exact(right: int, n: int) -> tuple[float, float, float]:
-    """A share and its exact interval; the ends are nan for fewer than eight prompts."""
-    if n < PROMPTS:
-        return right / n if n else math.nan, math.nan, math.nan
-    return right / n, *map(float, binomtest(right, n).proportion_ci(method="exact"))
 
 
 def _deviation(low: float, high: float, n: int) -> float:
