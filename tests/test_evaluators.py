@@ -14,6 +14,9 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
     Dinov2Config,
     Dinov2Model,
     Mask2FormerConfig,
@@ -23,7 +26,7 @@ from transformers import (
 from transformers import Mask2FormerImageProcessorPil as Processor
 
 from massact_utils import places
-from massact_utils.measures import evaluators
+from massact_utils.measures import evaluators, transfer
 from massact_utils.measures.masks import iou
 from massact_utils.worlds import emojiworld, everyday, grammar, toyworld
 
@@ -167,6 +170,32 @@ def test_an_embedded_evaluator_that_is_missing_says_how_it_is_made(monkeypatch, 
     monkeypatch.setattr(evaluators.places, "data", lambda *names: tmp_path.joinpath(*names))
     with pytest.raises(FileNotFoundError, match="python -m training segmenter --world emoji"):
         evaluators.subject_masks(noise(1), "emoji")
+
+
+def test_a_clip_of_another_make_reads_everyday_pictures_from_end_to_end(tmp_path):
+    """With random weights it is told to read at chance; its answers are words of the world, or none."""
+    toy, image_size = places.data("toy") / "clip", {"image_size": 32, "patch_size": 16}
+    tokenizer, small = (
+        AutoTokenizer.from_pretrained(toy),
+        dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1),
+    )
+    text = small | dict(vocab_size=len(tokenizer), num_attention_heads=2, eos_token_id=tokenizer.eos_token_id)
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=text, vision_config=small | image_size | {"num_attention_heads": 2}, projection_dim=16
+    )
+    CLIPModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    CLIPImageProcessorPil(size={"height": 32, "width": 32}, crop_size=32).save_pretrained(tmp_path)
+    how, texts = dict(evaluator=str(tmp_path)), [everyday.pairs(3)[i][j] for j in (0, 1) for i in range(3)]
+    with pytest.warns(UserWarning, match="reads these words of captions at chance"):
+        evaluators.check_world(everyday, str(tmp_path))
+    captions, images = [*map(everyday.caption, texts)], [Image.fromarray(image) for image in noise(3, 32)]
+    read = evaluators.read_attributes(images, everyday, **how)
+    assert all(set(read[name]) <= {*words, None} for name, (words, *_) in everyday.ATTRIBUTES.items())
+    masks, two = np.ones((3, 2, 2), bool), (captions[:3], captions[3:])
+    table = transfer.measure(images, two, (images, images), masks, world=everyday, **how)
+    assert table.coherent.tolist() == [1, 1, 1] and table[["gain", "keep", "exchange", "detail"]].notna().all(None)
 
 
 def test_an_image_encoder_by_folder(tmp_path):

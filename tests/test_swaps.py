@@ -70,6 +70,8 @@ def test_words_are_read_off_levels_and_the_subject_off_patterns():
     seen[..., 1] += 5 * subject
     found = swaps.read_words(seen, words, subject)
     assert list(found.index) == ["ground", "shape", "a token: subject?"]
+    every = swaps.read_words(seen, words.assign(shape=range(60)), subject)
+    assert np.isnan(every["shape"]) and every["ground"] == found["ground"], "a scene a word cannot be cross-validated"
     assert found["ground"] > 0.95 and found["a token: subject?"] > 0.95 and found["shape"] < 0.6
     planted = seen.copy()
     planted[..., 1] -= planted[..., 1].mean(1, keepdims=True)

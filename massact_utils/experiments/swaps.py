@@ -12,6 +12,7 @@ from ..probes.transport import noised_source
 from ..worlds import grammar
 
 MOST = 16  # other words that are tried in the place of one
+FEWEST = 10  # scenes a word that an attribute is read off
 
 
 def swap_words(scenes, world, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
@@ -62,12 +63,14 @@ def read_words(values, words: pd.DataFrame, subject) -> pd.Series:
 
     An entry for each column of `words` (a row a scene), read off the channels' levels, which are means over the tokens;
     and the last, "a token: subject?", for whether a token is the subject's, `subject` (n, N) bool, read off the
-    patterns, which are what is left; tokens of one scene stay in one fold. As `statistics.linear_probe_accuracy`, which
-    says more and raises ValueError for words that are all the same.
+    patterns, which are what is left; tokens of one scene stay in one fold. nan for an attribute with fewer than FEWEST
+    scenes a word, as EmojiWorld's 128 things in a few scenes. As `statistics.linear_probe_accuracy`, which says more
+    and raises ValueError for words that are all the same.
     """
     values, subject = np.asarray(values), np.asarray(subject)
     level = values.mean(1, keepdims=True)
-    accuracy = {name: linear_probe_accuracy(level[:, 0], words[name]) for name in words}
+    few = {name for name in words if len(words) < FEWEST * words[name].nunique()}
+    accuracy = {name: np.nan if name in few else linear_probe_accuracy(level[:, 0], words[name]) for name in words}
     scene = np.repeat(np.arange(len(subject)), subject.shape[1])
     tokens = (values - level).reshape(-1, values.shape[-1])
     return pd.Series(accuracy | {"a token: subject?": linear_probe_accuracy(tokens, subject.ravel(), groups=scene)})
