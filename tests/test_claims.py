@@ -125,6 +125,18 @@ def test_a_box_shows_three_claims_of_a_notebook_or_those_it_is_asked_for(publish
     assert claims.box("05").data == "Nothing has been measured yet."
 
 
+def test_an_answer_says_what_was_found_and_what_became_of_the_claim_and_the_box_says_the_same(published):
+    said = row("02.d", note="A cost 82 %, B 10 %.")
+    answer = claims.answer(said).data
+    assert answer.startswith(
+        "**A cost 82 %, B 10 %.** The claim *A hurts more than B.* **held** (PSNR, dB: 0.50 (0.40 to 0.60)"
+    )
+    few = claims.answer(row("02.d", note="A.", n=6) | dict(low=None, high=None, verdict="undecided")).data
+    assert "**stayed undecided** (PSNR, dB: 0.50, n = 6 (no interval: fewer than 8 prompts); claimed: above 0)" in few
+    published("toy", [said])
+    assert "- A cost 82 %, B 10 %. The claim *A hurts more than B.* **held** (n = 12)." in claims.box("02").data
+
+
 def test_a_sentence_is_text_in_a_box(published):
     published("toy", [row(sentence="<img src=x onerror=alert(1)>\n<!-- end -->", measure="<b>&")])
     box = claims.box("02").data

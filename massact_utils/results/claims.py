@@ -19,6 +19,7 @@ PAPER = "2605.13974"
 STATED = {"owner": "ours", "sentence": "", "measure": "", "threshold": None, "side": "above", "note": ""}
 FOUND = ["value", "low", "high", "n"]
 FIELDS = ["id", "owner", "sentence", "measure", *FOUND, "threshold", "side", "verdict", "note", "model", "notebook"]
+BECAME = {"holds": "held", "contradicted": "was contradicted", "undecided": "stayed undecided"}
 UNDECIDABLE = 10_000  # prompts, beyond which a claim counts as one that more prompts will not decide
 
 
@@ -104,8 +105,18 @@ def finding(row: dict, holm: str = "") -> str:
     return f"{value}{interval}{size}: {verdict}{_open(row)}{_by_chance(row)}{_decided_by(row)}{other}"
 
 
+def answer(row: dict):
+    """What a run found, as Markdown that a cell shows: the note, which says it in levels, and the claim's fate."""
+    from IPython.display import Markdown
+
+    found = _rounded(row).replace(f": {row['verdict']}", "")
+    measured = f"{escape(row['measure'])}: {found}; claimed: {row['side']} {number(row['threshold'])}"
+    return Markdown(f"**{escape(row['note'])}** {_became(row)} ({measured}).")
+
+
 def box(which: str | list[str], model: str = "toy"):
-    """What the evidence says of claims by id, or of a notebook's first three ("02"), as Markdown that a cell shows.
+    """What the evidence says of claims by id, or of a notebook's first three ("02"), as Markdown that a cell shows: the
+    sentence in levels that a claim has as its note, else its measure.
 
     The paper's claims come first, then other papers', then ours. A model without evidence gets the toy's, and is told.
     """
@@ -121,9 +132,9 @@ def box(which: str | list[str], model: str = "toy"):
     lines, corrected = [], dict(zip(rows, after_holm([*rows.values()]), strict=True))
     for row in (rows[id] for id in which if id in rows):
         asked = f"{row['measure']}; claimed: {row['side']} {number(row['threshold'])}"
-        lines.append(
-            f"- *{escape(row['sentence'])}* {finding(row, corrected[row['id']])}. (Measured: {escape(asked)}.)"
-        )
+        plain = f"- *{escape(row['sentence'])}* {finding(row, corrected[row['id']])}. (Measured: {escape(asked)}.)"
+        size = f" (n = {row['n']})" * bool(row["n"])
+        lines.append(f"- {escape(row['note'])} {_became(row)}{size}." if row["note"].endswith(".") else plain)
     source = f"The numbers are the evidence on {escape(name)}. [Every claim]({LEDGER})."
     source = source if name == model else f"There is no evidence on {escape(model)}. {source}"
     return Markdown("\n".join([*lines, "", source] if lines else ["Nothing has been measured yet."]))
@@ -197,6 +208,11 @@ def _by_chance(row: dict) -> str:
     if row["low"] is None or row["verdict"] == "undecided" or not 0 < n < intervals.PROMPTS:
         return ""
     return f" in all of {n} seeds, by chance alone 1 in {2**n}"
+
+
+def _became(row: dict) -> str:
+    """The claim and its verdict, in words."""
+    return f"The claim *{escape(row['sentence'])}* **{BECAME[row['verdict']]}**"
 
 
 def _decided_by(row: dict) -> str:

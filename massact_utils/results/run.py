@@ -261,6 +261,10 @@ class Run:
             files.write(self.folder / "claims.json", [row for _, row in sorted((rows | {id: made}).items())])
         return made
 
+    def answer(self, id: str, says: str, found, **words):
+        """Put what was found, (value, low, high), as `claim` does, `says` being its note, and give it as Markdown."""
+        return claims.answer(self.claim(id, *found, says, **words))
+
     def compare_with_evidence(self) -> str:
         """The claims of this run beside the evidence on its model; as `claims.compare_with_evidence`."""
         return claims.compare_with_evidence(self._json("claims.json", list), self.model)
