@@ -70,14 +70,6 @@ def test_an_unknown_arm_is_named():
         choose.choose_site(table(), "bottom", ["heat"])
 
 
-def test_a_line_is_above_another_from_the_first_step_where_the_interval_says_so():
-    rng = np.random.default_rng(0)
-    other = xr.DataArray(rng.normal(0, 0.01, (3, 8)), dict(step=[1.0, 0.5, 0.1]), ("step", "caption"))
-    line = other + xr.DataArray([0.0, 0.3, 0.5], dims="step") + rng.normal(0, 0.01, (3, 8))
-    assert choose.first_above(line, other) == 0.5
-    assert choose.first_above(other, line) is None
-
-
 def test_masks_at_a_site_are_those_of_every_file_in_order(tmp_path):
     tokens = torch.rand(5, 12, 4, generator=torch.Generator().manual_seed(0))
     whole = as_record({(3, 1): tokens, (0, 1): tokens.flip(1)}, (3, 4))

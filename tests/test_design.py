@@ -33,17 +33,16 @@ def test_maps_are_the_channels_tokens(klein):
 
 
 def test_a_crossed_design_is_taken_apart_by_prompt_and_seed(klein):
-    stats, words, record = mu.ChannelStats(), mu.ChannelStats(), mu.Record(xr.DataArray([4, 9], dims="rank"))
+    stats, record = mu.ChannelStats(), mu.Record(xr.DataArray([4, 9], dims="rank"))
     drawn = [(prompt, seed) for seed in (5, 6) for prompt in ("a red star", "a blue circle", "a small star")]
-    with mu.attach(klein, stats, record), mu.attach(klein, words, stream="text"):
+    with mu.attach(klein, stats, record):
         images = mu.generate(klein, [p for p, _ in drawn], seeds=[s for _, s in drawn], **tiny.KLEIN)
-    table = statistics.batch_table(stats, record, images, words)
+    table = statistics.batch_table(stats, record, images)
     data = statistics.design(table, 3, 2)
     assert data.sizes["prompt"] == 3 and data.sizes["seed"] == 2 and "image" not in data.dims
     at = data.isel(prompt=1, seed=1)  # the fifth of the design
-    for name in ("mean_abs", "maps", "text_sq"):
+    for name in ("mean_abs", "maps"):
         np.testing.assert_array_equal(at[name].transpose(*table[name].dims[1:]), table[name][4])
-    np.testing.assert_array_equal(at.text_abs, words.dataset().mean_abs[4, 0])
     np.testing.assert_array_equal(at.picture, np.asarray(images[4].convert("RGB")))
     assert tuple(data.grid) == record.grid
 

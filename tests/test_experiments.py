@@ -12,7 +12,7 @@ import xarray as xr
 import massact_utils as mu
 from massact_utils import places
 from massact_utils.experiments import disruption, figure, spatial
-from massact_utils.probes.channels import removed, select_channels
+from massact_utils.probes.channels import select_channels
 from massact_utils.probes.disrupt import Disrupt
 from massact_utils.results import claims, files
 from massact_utils.worlds import toyworld
@@ -40,11 +40,15 @@ def test_every_arm_of_a_disruption_is_there_once_and_its_controls_hold_no_top_ch
     assert disruption.channel_set(next(table.itertuples()), stats) is None
 
 
-def test_an_energy_matched_arm_removes_the_energy_of_the_top():
-    stats, arm = statistics(), next(pd.DataFrame([dict(which="energy-matched", k=1, draw=0)]).itertuples())
-    doses, power = disruption.channel_set(arm, stats), disruption.power(stats)
-    wanted = removed(power, select_channels(disruption.scores(stats), 1))
-    np.testing.assert_allclose(removed(power, doses), wanted, rtol=1e-6)
+def test_an_arms_measure_is_a_mean_over_seeds_by_prompt_and_keeps_its_draws():
+    rows = [dict(which="top", edit="flat", k=4, draw=0, image=i, lost=i + s) for i in range(3) for s in (0, 1)]
+    rows += [dict(which="outside", edit="flat", k=4, draw=d, image=i, lost=d) for i in range(3) for d in range(8)]
+    rows += [dict(which="top", edit="flat", k=1, draw=0, image=i, lost=9) for i in range(3)]
+    table = pd.DataFrame(rows).assign(layer="all", phase="all")
+    assert disruption.of(table, "top", "flat", "lost", k=4).tolist() == [0.5, 1.5, 2.5]
+    assert disruption.of(table, "outside", "flat", "lost", k=4).shape == (8, 3, 1)
+    with pytest.raises(KeyError, match=r"no arm .*'k': 5.* the table has k = \[1, 4\]"):
+        disruption.of(table, "top", "flat", "lost", k=5)
 
 
 def test_sets_of_the_plan_hold_what_they_say():

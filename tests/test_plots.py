@@ -37,12 +37,6 @@ def test_a_mask_among_pictures_is_enlarged(ax):
     assert sheet[int(y), int(x) - 3].tolist() == [255] * 3 and sheet[int(y), int(x) + 3].tolist() == [0] * 3
 
 
-def test_small_pictures_have_no_side_above_the_limit_and_the_images_own_pixels():
-    images = np.random.default_rng(0).integers(0, 256, (2, 96, 300, 3))
-    found = plots.small(images, 128)
-    assert found.shape == (2, 96, 100, 3) and (found == images[:, :, ::3]).all()
-
-
 def test_components_are_bars_that_end_where_the_next_begins(ax):
     shares = pd.DataFrame({"constant": [0.5, 0.1], "prompt": [0.3, 0.2], "seed": [0.2, 0.7]}, index=[44, 189])
     assert plots.components(shares, ax=ax) is ax
@@ -155,24 +149,27 @@ def test_a_response_shows_intervals_over_prompts_on_a_logarithmic_axis_too(ax, r
     assert ax.get_yscale() == "log"
 
 
-def test_a_plane_has_a_point_for_each_arm_at_its_mean(ax):
-    rows = [
-        ("top", "zero", 1.0, 4.0),
-        ("top", "zero", 3.0, 6.0),
-        ("top", "flat", 0.5, 0.5),
-        ("noise", "zero", 2.0, 0.0),
-    ]
-    table = pd.DataFrame(rows, columns=["which", "edit", "detail", "lost"])
-    assert plots.plane(table, "detail", "lost", ax=ax) is ax
-    (points,) = ax.collections
-    assert points.get_offsets().tolist() == [[2, 5], [0.5, 0.5], [2, 0]]
-    assert [to_hex(colour).upper() for colour in points.get_facecolors()] == [plots.COLOURS["top"]] * 2 + ["#777777"]
-    assert {"top", "noise", "zero", "flat"} <= {text.get_text() for text in ax.get_legend().get_texts()}
+def test_a_plane_has_a_named_point_for_each_arm_at_its_mean(ax):
+    points = {"top, flat": ([0.5, 1.0], [0.0, 0.5]), "target": (np.ones((8, 3, 1)), np.zeros((8, 3, 1)))}
+    assert plots.plane(points, ax=ax, corners={(1, 1): "swap"}) is ax
+    assert [line.get_xydata()[0].tolist() for line in ax.lines] == [[0.75, 0.25], [1, 0], [1, 1]]
+    assert [text.get_text() for text in ax.texts] == ["top, flat", "target", "swap"]
+    assert to_hex(ax.lines[0].get_color()).upper() == plots.COLOURS["top"]
 
 
 def pixel(ax, row, column, down=4, across=4):
     """The colour in a sheet of pictures of 8 x 8 pixels, two pixels apart, at a place of one of them."""
     return ax.images[0].get_array()[row * 10 + down, column * 10 + across].tolist()
+
+
+def test_a_columns_mean_stands_under_it(ax):
+    pictures = {(row, name): np.zeros((8, 8, 3), np.uint8) for row in "ab" for name in ("untouched", "top, zero")}
+    plots.columns(pictures, {"untouched": [0.0] * 8, "top, zero": [0.5, 0.75] * 4}, ax=ax)
+    (below,) = ax.child_axes
+    bars = [bar.lines[0].get_xydata().tolist() for bar in below.containers]
+    assert bars == [[[ax.get_xticks()[0], 0]], [[ax.get_xticks()[1], 0.625]]] and below.get_xlim() == ax.get_xlim()
+    assert [text.get_text() for text in below.texts] == ["0%", "62%"]
+    assert to_hex(below.containers[1].lines[0].get_color()).upper() == plots.COLOURS["top"]
 
 
 def test_every_picture_stands_above_its_masks(ax):

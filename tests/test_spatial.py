@@ -1,8 +1,11 @@
 """What a caption says of the tokens, without a look at any channel."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import massact_utils as mu
 from massact_utils.experiments import spatial
@@ -61,3 +64,25 @@ def test_a_model_or_a_caption_that_tells_of_no_words_has_no_attention():
     for pipe, text, world in ((mu.load("toy"), "an owl", table), (pixart().pipe, "a fox on a beach", everyday)):
         with spatial.subject_attention(pipe, [text], world) as heat:
             assert heat == {}
+
+
+def test_tokens_of_one_thing_lie_together_where_channels_tell_of_it(tmp_path):
+    """Two channels are planted in the subject's tokens, two are noise; a second call reads what the first left."""
+    rng = np.random.default_rng(0)
+    subject = np.zeros((6, 24, 36), bool)
+    subject[:, 4:16, 8:24] = True
+    tokens = rng.normal(size=(6, 54, 8)).astype(np.float32)
+    tokens[:, :, :2] += 9 * (coverage(subject, GRID) > 0.5).reshape(6, 54, 1)
+
+    def look(batch, read, steps):
+        for layer in (0, 1):
+            read(torch.as_tensor(layer * tokens), SimpleNamespace(layer=layer, branch="cond", grid=GRID))
+        return None, {"subject": subject}
+
+    run, sets = mu.Run(tmp_path, {"model": "toy"}), {"seeing": [0, 1], "blind": [5, 6]}
+    points, purity = spatial.embedded(run, look, ["a"] * 6, sets, layer=1, step=0)
+    found = purity.set_index(["set", "by"])
+    assert found.purity["seeing", "channels"] == 1 and found.purity["blind", "channels"] < 0.65
+    assert found.purity["seeing", "UMAP"] == 1 and found.trustworthiness.between(0.5, 1).all()
+    assert set(points.thing) == {"subject", "ground"} and points.groupby(["set", "by"]).size().nunique() == 1
+    assert spatial.embedded(run, None, ["a"] * 6, sets, layer=1, step=0)[1].equals(purity)

@@ -98,19 +98,6 @@ def test_the_jackknife_of_a_mean_is_students_interval():
     np.testing.assert_allclose(found, (x.mean(), low, high))
 
 
-def test_company_is_kept_by_channels_with_one_course():
-    rng = np.random.default_rng(0)
-    course = rng.normal(size=(60, 4, 5)).cumsum(1)
-    course[:8] = course[0] + rng.normal(0, 0.05, (8, 4, 5))
-    scores = np.exp(course) * rng.uniform(1, 100, (60, 1, 1))  # the size tells nothing
-    points = statistics.courses(xr.DataArray(scores, dims=("channel", "step", "layer")))
-    assert points.shape == (60, 20)
-    share, low, high = statistics.neighbour_share(points, np.arange(60) < 8, near=5)
-    assert share > 0.95 > high > low
-    share, low, high = statistics.neighbour_share(points, rng.permutation(60) < 8, near=5)
-    assert low <= share <= high
-
-
 def test_coverage_counts_the_tokens_over_the_level_at_the_maps_own_sites():
     maps = xr.DataArray(
         [[[[[[1.0, -3.0, 5.0, 0.0]]]]]],

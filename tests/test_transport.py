@@ -16,10 +16,8 @@ import tiny
 from massact_utils.experiments.transport import (
     Trajectory,
     blend_latents,
-    callback_inputs,
     mask_variants,
     offset,
-    swap_prompts,
 )
 from massact_utils.models.noise import noised
 from massact_utils.probes.arms import Arm
@@ -573,28 +571,6 @@ def test_latents_blend_under_the_mask_alone(family):
     with pytest.raises(KeyError):
         call = dict(callback_on_step_end=blend_latents(trajectory, [1], weight, range(4)), num_inference_steps=4)
         tiny.run(recipe, **call)
-
-
-@pytest.mark.parametrize("family", (klein, sd3), ids=lambda family: family.__name__)
-def test_captions_are_swapped_in_their_steps_and_rows_alone(family):
-    """Swapped in every step from the second on, only the first forward knows the own caption; guided or not."""
-    recipe, names = family(), ["latents", "prompt_embeds"]
-    assert callback_inputs(recipe.pipe) == names
-    kept, hook = Trajectory(), dict(callback_on_step_end_tensor_inputs=names)
-    tiny.run(recipe, prompts=(5, 6), seeds=(8, 9), callback_on_step_end=kept, **hook)
-    assert len(kept.prompts) == 2
-    plain = tiny.run(recipe, prompts=(5, 6), seeds=(1, 2))
-    for steps, same in ((range(1, 3), False), (range(0), True)):
-        change = swap_prompts(kept, [1], [1], [0], steps)
-        mixed = tiny.run(recipe, prompts=(5, 6), seeds=(1, 2), callback_on_step_end=change, **hook)
-        assert torch.equal(mixed[0], plain[0]) and torch.equal(mixed[1], plain[1]) == same
-    kept.prompts = kept.prompts[:, 1:]
-    with pytest.raises(ValueError, match="cannot be swapped"):
-        tiny.run(recipe, prompts=(5, 6), seeds=(1, 2), callback_on_step_end=change, **hook)
-
-
-def test_padded_captions_are_not_swapped():
-    assert callback_inputs(qwen().pipe) == ["latents"]
 
 
 def test_a_subject_is_offset_to_another_place():

@@ -10,6 +10,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import xarray as xr
+from PIL import Image
 
 from ..measures import evaluators
 from ..measures.images import compare, error_outside
@@ -28,17 +29,16 @@ PHASES = ("early", "middle", "late")  # thirds of the steps
 
 
 def arms(k: int, width: int, layers, draws: int) -> pd.DataFrame:
-    """All arms, a row each: which channels (`select_channels`' names, energy-matched, untouched, other noise), k, edit,
-    draw, layer ("all" or a number as text) and phase ("all" or one of PHASES).
+    """All arms, a row each: which channels (`select_channels`' names, or untouched), k, edit, draw, layer ("all" or a
+    number as text) and phase ("all" or one of PHASES).
     """
-    sizes = sorted({n for n in (1, k, 32) if n <= width // 2})
-    rows = [dict(which="untouched", k=0), dict(which="other noise", k=0)]
+    sizes = sorted({n for n in (1, 4, k, 32) if n <= width // 2})
+    rows = [dict(which="untouched", k=0)]
     rows += [dict(which=which, k=n) for which in ("top", "bottom") for n in sizes]
     rows += [dict(which="outside", k=n) for n in sizes if n != k]
     rows += [dict(which="outside", edit=edit, draw=i) for edit in ("zero", "flat") for i in range(draws)]
     rows += [dict(which="top", edit=edit) for edit in EDITS]
     rows += [dict(which="outside", edit=edit) for edit in EDITS if edit != "flat"]
-    rows += [dict(which="energy-matched", k=n) for n in (1, 2)]
     rows += [dict(which="top", phase=phase) for phase in PHASES]
     rows += [dict(which=which, layer=layer) for which in ("top", "outside") for layer in layers]
     return pd.DataFrame([dict(k=k, edit="zero", draw=0, layer="all", phase="all") | row for row in rows])
@@ -61,11 +61,6 @@ def channel_statistics(results, pipe, prompts, *, seed: int = 0, **call) -> xr.D
 def scores(stats: xr.Dataset) -> xr.DataArray:
     """By what channels are ranked: (layer, channel)."""
     return stats.mean_abs.mean("step").astype(float)
-
-
-def power(stats: xr.Dataset) -> xr.DataArray:
-    """Share of the energy in every channel: (layer, channel)."""
-    return (stats.mean_sq / stats.mean_sq.sum("channel")).mean("step").astype(float)
 
 
 def phases(stats: xr.Dataset) -> dict:
@@ -190,8 +185,6 @@ def channel_set(arm, stats: xr.Dataset, seed: int = 0):
 
     Subspaces are those of `figure.with_subspaces`.
     """
-    if arm.which == "energy-matched":
-        return matched_channels(power(stats), select_channels(scores(stats), arm.k), seed=seed)
     if arm.which == "equal pattern energy":
         pattern, top = (stats.mean_sq - stats.level_sq).mean("step"), select_channels(scores(stats), arm.k)
         layers = zip(pattern, top, strict=True)  # all with one seed, so that channels are drawn in one order
@@ -204,6 +197,29 @@ def channel_set(arm, stats: xr.Dataset, seed: int = 0):
     if arm.which == "rest":
         return select_channels(scores(stats), stats.sizes["channel"])[:, arm.k :]
     return select_channels(scores(stats), arm.k, which=arm.which, seed=seed + arm.draw) if arm.k else None
+
+
+def of(table, which, edit="zero", measure="semantics lost", *, k, layer="all", phase="all") -> np.ndarray:
+    """A measure of an arm in the table of `run`: (prompt), a mean over seeds, or (draw, prompt, 1) of a set that was
+    drawn many times. Raises KeyError for an arm that is not in the table.
+    """
+    asked = dict(which=which, edit=edit, layer=layer, phase=phase)
+    arm = table[(table[[*asked]] == [*asked.values()]).all(axis=1) & table.k.isin([k, 0])]
+    if arm.empty:
+        raise KeyError(f"no arm {asked | dict(k=k)}; the table has k = {sorted(table.k.unique().tolist())}")
+    scores = arm.pivot_table(index="draw", columns="image", values=measure).values
+    return scores[:, :, None] if len(scores) > 1 else scores[0]
+
+
+def pictures(results, arms: dict, k: int) -> dict:
+    """Pictures of the first prompts by arm {name: (which, edit)}, as `plots.contact_sheet` takes them."""
+    ways = {
+        name: dict(set=which, k=k, edit=edit) if which != "untouched" else dict(beside=which)
+        for name, (which, edit) in arms.items()
+    }
+    n = len([*results.folder.glob("explorer/*beside=untouched*")])
+    files = {(str(i), name): picture_name(prompt=i, **way) for i in range(n) for name, way in ways.items()}
+    return {at: Image.open(results.path(file)).convert("RGB") for at, file in files.items()}
 
 
 def _save_pictures(results, rows, images, seed: int) -> None:

@@ -10,9 +10,10 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
-from ..measures import evaluators
+from ..measures import evaluators, things
 from ..measures.evidence import DRAWS
 from ..measures.masks import best_consensus, centre_mask, coverage, overlaps_with_baselines, token_colours
 from ..models.load import generate
@@ -23,6 +24,7 @@ from ..probes.channels import ChannelStats
 from ..probes.predicted import matches_flow, predicted_x0, to_tokens
 from ..probes.record import Record
 from ..probes.transport import noised_source
+from ..results.run import Batch
 from ..worlds import grammar
 
 BORDER = dict(method="border", scaling="standard")
@@ -134,6 +136,45 @@ def run_seeds(results, pipe, look, prompts, sets: Sets, steps) -> xr.Dataset:
         table = overlaps_with_baselines(record, share > 0.5, sets.arms, {"own guess": guesses}, CUTS).to_dataset()
         results.add(batch, table.assign(share=(("image", "row", "column"), share), picture=_small(images)))
     return results.results("seeds")
+
+
+def embedded(results, look, prompts, sets: dict, *, layer: int, step: int, seed: int = 0, most: int = 4000):
+    """The tokens of some images in the plane, by sets of channels {name: ids}, and how surely neighbours are alike.
+
+    Every channel is standardised within its image. Tokens that are half one thing, half another are left out; of many,
+    `most` are drawn. Gives two tables, kept in the results' embedded.parquet and purity.parquet: a row a token, set
+    and `by` ("UMAP" or "PCA") with x, y, thing and image; and a row a set and space ("channels", too) with `purity`
+    (`things.purity`) and trustworthiness (Venna and Kaski 2001: 1 where neighbours in the plane are neighbours).
+    """
+    if not results.path("purity.parquet").exists():
+        from sklearn.manifold import trustworthiness
+
+        seen, batch = [], Batch("embedded", 0, [*range(len(prompts))], [*prompts], [seed + 10**5] * len(prompts))
+
+        def read(tokens, site):
+            if (site.layer, site.branch) == (layer, "cond"):
+                seen[:] = tokens.float().cpu().numpy(), site.grid
+
+        _, masks = look(batch, read, steps=[step])
+        tokens, grid = seen
+        parts = things.with_ground(np.stack([coverage(mask, grid) for mask in masks.values()], 1))
+        whole = np.argwhere(parts.any(1).reshape(len(prompts), -1))  # image, token
+        image, token = np.random.default_rng(seed).permutation(whole)[:most].T
+        thing = parts.argmax(1).reshape(len(prompts), -1)[image, token]
+        points, scores = [], []
+        for name, ids in sets.items():
+            x = tokens[:, :, np.asarray(ids)]
+            x = ((x - x.mean(1, keepdims=True)) / (x.std(1, keepdims=True) + 1e-6))[image, token]
+            for by, place in {"channels": x, **things.embed(x, seed)}.items():
+                near = trustworthiness(x, place, n_neighbors=10) if by != "channels" else 1.0
+                scores.append(dict(set=name, by=by, purity=things.purity(place, thing, image), trustworthiness=near))
+                row = dict(set=name, by=by, x=place[:, 0], y=place[:, 1], thing=thing, image=image)
+                points += [pd.DataFrame(row)] if by != "channels" else []
+        names = np.array([*masks, "ground"])
+        points = pd.concat(points, ignore_index=True)
+        results.save("embedded", points.assign(thing=names[points.thing]))
+        results.save("purity", pd.DataFrame(scores))
+    return tuple(pd.read_parquet(results.path(f"{name}.parquet")) for name in ("embedded", "purity"))
 
 
 def image_tokens(pipe, images, grid: tuple[int, int]) -> dict:

@@ -4,8 +4,6 @@ best = pilot(results, pipe, prompts, seed=n_seeds)            # the largest chan
 data = run(results, pipe, prompts, range(n_seeds), best)      # dims (prompt, seed, step, layer, channel), and maps
 """
 
-from contextlib import nullcontext
-
 import numpy as np
 import xarray as xr
 
@@ -35,24 +33,18 @@ def pilot(results, pipe, prompts, *, seed: int, k: int = 8, by: str = "mean_abs"
 def run(results, pipe, prompts, seeds, best: xr.DataArray, *, at_once: int = 8, **call) -> xr.Dataset:
     """ChannelStats of every prompt with every seed, and maps of the `best` channels in three layers: a `design`.
 
-    Models with text tokens of their own have the text stream's statistics, too. Of the first batch the record is saved
-    for the explorer, and of its first image all channels of the middle layer at the last step (tokens.nc).
+    Of the first batch the record is saved for the explorer.
     """
-    known = blocks(pipe)
-    middle, three = len(known) // 2, sorted({len(known) // 4, len(known) // 2, len(known) - 1})
-    dual = any(block.kind == "dual" for block in known)
+    n = len(blocks(pipe))
+    three = sorted({n // 4, n // 2, n - 1})
 
     def measure(batch):
-        stats, record, seen = ChannelStats(quantile=QUANTILE), Record(best), {}
-        text_stats = ChannelStats() if dual else None
-        text = attach(pipe, text_stats, stream="text") if dual else nullcontext()
-        one = attach(pipe, lambda x, site: seen.update(x=x[0].clone()), layers=middle, branch="cond")
-        with text, one, attach(pipe, stats), attach(pipe, record, layers=three):
+        stats, record = ChannelStats(quantile=QUANTILE), Record(best)
+        with attach(pipe, stats), attach(pipe, record, layers=three):
             images = _images(pipe, batch, **call)
         if 0 in batch.indices:
             record.save(results.path("explorer/record.safetensors"))
-            results.save("tokens", xr.DataArray(seen["x"].float().cpu().numpy(), dims=("token", "channel")))
-        return batch_table(stats, record, images, text_stats)
+        return batch_table(stats, record, images)
 
     for batch in results.pending([(prompt, seed) for seed in seeds for prompt in prompts], at_once):
         results.add(batch, measure)
@@ -65,11 +57,8 @@ def _images(pipe, batch, **call) -> list:
     return generate(pipe, list(prompts), seeds=list(seeds), **call)
 
 
-def batch_table(stats: ChannelStats, record: Record, images, text_stats: ChannelStats | None = None) -> xr.Dataset:
-    """What probes saw of one batch as one table along "image": statistics, the record's maps, pictures (y, x, rgb).
-
-    The text stream's statistics are kept as text_abs and text_sq (image, step, text_layer, channel).
-    """
+def batch_table(stats: ChannelStats, record: Record, images) -> xr.Dataset:
+    """What probes saw of one batch as one table along "image": statistics, the record's maps, pictures (y, x, rgb)."""
     small = [image.convert("RGB") for image in images]  # copies: the caller's stay as they are
     for image in small:
         image.thumbnail((128, 128))
@@ -77,12 +66,7 @@ def batch_table(stats: ChannelStats, record: Record, images, text_stats: Channel
     table = stats.dataset().sel(branch="cond", drop=True)
     table = table.assign(maps=channel_maps(record), picture=(("image", "y", "x", "rgb"), pictures))
     table.attrs |= {"grid": list(record.grid)}
-    if text_stats is None:
-        return table
-    text = text_stats.dataset()[["mean_abs", "mean_sq"]].sel(branch="cond", drop=True)
-    text = text.drop_vars(["name", "kind", "timestep"])
-    text = text.rename(mean_abs="text_abs", mean_sq="text_sq", layer="text_layer")
-    return table.assign(text.variables)
+    return table
 
 
 def channel_maps(record: Record, most: int = 4) -> xr.DataArray:

@@ -1,29 +1,36 @@
 """Transport: settings and their controls side by side in one batch, from the same noise, for notebook 04.
 
-batch = baseline_batch(pipe, pairs, seeds, {"top": ids}, cut)         # cut(record) -> masks of the subjects, (B, H, W)
-images = run_settings(pipe, batch, [setting(), setting(part="level"), setting(channels="latents", window=(0, 0.5))])
+sets = channel_sets(ranks(results, pipe, prompts), k=12, seed=0)        # the top, and others outside of it
+table = arms(pipe, sets, dict(k=12, mask="soft union"))                 # which channels, part, mask, dose
+data = run(results, pipe, pairs, table, sets, mask="soft union")        # a row an image
 """
 
-import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from PIL import Image
 from scipy.ndimage import gaussian_filter, shift
 
-from ..measures.transfer import blended, moved
+from ..measures.evidence import DRAWS
+from ..measures.images import picture, thumbnail
+from ..measures.masks import token_masks
+from ..measures.transfer import blended, measure, moved
 from ..models.load import generate
 from ..probes.arms import Arm
 from ..probes.attach import attach
+from ..probes.channels import ChannelStats, select_channels
 from ..probes.record import Record
 from ..probes.transport import Transport, noised_source
+from ..results.files import picture_name
 
+SHOWN = 4  # pairs in the explorer
 DEFAULTS = {  # what may be varied
-    "channels": "top",  # a record of the batch, or a control: "latents" are blended, "caption" is asked for in words
+    "channels": "top",  # a record of the batch, or a control: "latents" are blended
     "k": None,  # the first k recorded channels; None: all
     "dose": 1.0,
     "part": "both",
@@ -45,14 +52,115 @@ def setting(**change) -> dict:
     return DEFAULTS | change
 
 
-def batch_sizes(pairs: int, together: int, settings: int) -> list[int]:
-    """Rows of each batch in a loop over pairs: three a pair in `baseline_batch`, one a setting in `run_settings`.
+def ranks(results, pipe, prompts, **call) -> xr.DataArray:
+    """By what channels are ranked: (layer, channel). Kept in the results' ranking.nc."""
+    if not results.path("ranking.nc").exists():
+        with attach(pipe, ChannelStats()) as stats:
+            generate(pipe, list(prompts), seeds=range(len(prompts)), **call)
+        results.save("ranking", stats.dataset()[["mean_abs"]].mean(["image", "branch"]))
+    return xr.load_dataset(results.path("ranking.nc")).mean_abs.mean("step").astype(float)
 
-    >>> batch_sizes(5, together=2, settings=10)
-    [6, 20, 6, 20, 3, 10]
+
+def channel_sets(scores: xr.DataArray, k: int, seed: int = 0) -> dict:
+    """The sets that are carried: "top", the k largest, and "outside 0" and so on, draws of k others."""
+    sets = {f"outside {i}": select_channels(scores, k, which="outside", seed=seed + i) for i in range(DRAWS)}
+    return {"top": select_channels(scores, k)} | sets
+
+
+def arms(pipe, sets: dict, own: dict) -> dict:
+    """All arms by name, each a `setting`: `own` under its mask and without one, by part and by dose, and the controls.
+
+    Without a mask they are "no mask, both", "no mask, level", "outside 0, no mask" and so on; "latents" are there where
+    the pipeline hands them over.
     """
-    sizes = [min(together, pairs - first) for first in range(0, pairs, together)]
-    return [size * each for size in sizes for each in (3, settings)]
+    free, dose = own | dict(mask="everywhere"), own.get("dose", 1.0)
+    made = {"top": own, "top, moved": own | dict(mask="moved")}
+    made |= {f"no mask, {part}": free | dict(part=part) for part in ("both", "level", "pattern")}
+    for name in [name for name in sets if name != "top"]:
+        made |= {name: own | dict(channels=name), f"{name}, no mask": free | dict(channels=name)}
+    for share in (1 / 3, 2 / 3):
+        less = dict(dose=round(dose * share, 2))
+        made |= {f"top, dose {less['dose']}": own | less, f"no mask, dose {less['dose']}": free | less}
+    made |= {"latents": own | dict(channels="latents")} if "latents" in callback_inputs(pipe) else {}
+    made["picture"] = own | dict(channels="picture", mask="picture")
+    return {name: setting(**change) for name, change in made.items()}
+
+
+def subjects(record: Record, k: int) -> np.ndarray:
+    """Where the subjects are, (B, H, W), by notebook 03's best rule: tokens unlike those of the border."""
+    layer, step = record.layers[int(0.8 * len(record.layers))], record.steps[max(len(record.steps) - 2, 0)]
+    how = dict(ranks=range(min(12, k)), method="border", scaling="standard")
+    return token_masks(record, layer=layer, step=step, **how)[0]
+
+
+def run(results, pipe, pairs, table, sets, *, mask, world=None, evaluator="toy", seed=0, at_once=1, **call):
+    """Every arm of a table with every pair: a row an image, its measures by `transfer.measure` and a small picture.
+
+    Beside the arms stand "source", "target", "caption" (the exchange asked for in words), and "pixels" and "pixels,
+    moved", which are pasted under `mask`. `pairs` has the columns source, target and asked. The "picture" that is given
+    as a source is the source's scene as its world draws it, else the source. Only what is missing is computed.
+    """
+    k = table["top"]["k"]
+
+    def compared(batch):
+        n = len(batch)
+        scene = baseline_batch(pipe, batch.prompts, batch.seeds, sets, lambda record: subjects(record, k), **call)
+        given = scene.images["source"]
+        if world and world.render:
+            given = world.render([*map(world.parse, scene.prompts["source"])], seed=seed)[0]
+            given = [*map(Image.fromarray, given)]
+        add_pictures(pipe, scene, given, lambda record: subjects(record, k), **call)
+        made = run_settings(pipe, scene, [*table.values()], **call) + pasted(scene, mask) + pasted(scene, "moved")
+        made += scene.images["asked"] + scene.images["target"] + scene.images["source"]
+        names = [*table, "pixels", "pixels, moved", "caption", "target", "source"]
+        texts, intact = (
+            [of[name] * len(names) for name in ("source", "target")] for of in (scene.prompts, scene.images)
+        )
+        where = np.tile(scene.masks["union"], (len(names), 1, 1))
+        found = measure(made, texts, intact, where, world=world, evaluator=evaluator)
+        share = np.tile(scene.masks["target"].reshape(n, -1).mean(1), len(names))
+        found = found.assign(name=np.repeat(names, n), pair=np.tile(batch.indices, len(names)), share=share)
+        return found.assign(png=[thumbnail(image) for image in made])
+
+    for batch in results.pending(pairs, at_once, name="report"):
+        results.add(batch, compared)
+    return results.results("report")
+
+
+def of(table: pd.DataFrame, arm: str, measure: str) -> np.ndarray:
+    """A measure of an arm in the table of `run`: (pair), or (draw, pair, 1) of "outside", drawn many times.
+
+    Raises KeyError for an arm that is not in the table.
+    """
+    rows = table[table.name.str.replace(r"^outside \d+", "outside", regex=True) == arm]
+    if rows.empty:
+        raise KeyError(f"no arm {arm!r}; there are {', '.join(table.name.unique())}")
+    scores = rows.pivot_table(index="name", columns="pair", values=measure).values
+    return scores[:, :, None] if len(scores) > 1 else scores[0]
+
+
+def pictures(table: pd.DataFrame, arms: dict, n: int = 4) -> dict:
+    """Pictures of the first n pairs by arm {name: arm}, as `plots.contact_sheet` takes them."""
+    png = table.set_index(["pair", "name"]).png
+    pairs = sorted(table.pair.unique())[:n]
+    return {(f"pair {i}", name): picture(png[i, arm]) for i in pairs for name, arm in arms.items()}
+
+
+def save_explorer(results, table: pd.DataFrame, pairs: pd.DataFrame, mask: str, dose: float) -> None:
+    """What `views.saved` shows of some pairs: source and target, and the target by mask and dose."""
+    doses = {arm: arm.split()[-1] for arm in table.name.unique() if " dose " in arm}
+    doses |= {"top, dose": f"{dose:g}", "no mask, both": f"{dose:g}"}
+    for row in table[table.pair < SHOWN].itertuples():
+        arm = "top, dose" if row.name == "top" else row.name
+        if row.name in ("source", "target"):
+            at = dict(pair=row.pair, beside=row.name)
+        elif arm in doses:
+            at = dict(pair=row.pair, mask=mask if arm.startswith("top") else "everywhere", dose=doses[arm])
+        else:
+            continue
+        results.save(picture_name(**at), Image.fromarray(picture(row.png)))
+    texts = map("Source: {}. Target: {}.".format, pairs.source[:SHOWN], pairs.target[:SHOWN])
+    results.save("explorer/captions.json", dict(enumerate(texts)))
 
 
 @dataclass
@@ -91,16 +199,13 @@ def baseline_batch(pipe, pairs, seeds, sets: dict, cut, **call) -> PairBatch:
 
 
 def add_pictures(pipe, batch: PairBatch, pictures, cut, *, name: str = "picture", prompts=None, **call) -> None:
-    """Add a picture for each pair as a source: a record `name`, its mask `name` (the soft union with the target's), and
-    "`name`, moved", all by `noised_source`. `prompts` are shown with the pictures: the sources' if None.
+    """Add a picture for each pair as a source, by `noised_source`: a record and a mask `name` (the soft union with the
+    target's). `prompts` are shown with the pictures: the sources' if None.
     """
     record = Record(batch.records["top"].channels)
     noised_source(pipe, pictures, record, prompt=prompts or batch.prompts["source"], seed=batch.seeds, **call)
     source, target = np.asarray(cut(record)), batch.masks["target"]
-    variants = mask_variants(source, target)
-    batch.records[name] = record
-    batch.masks |= {name: variants["soft union"], f"{name}, moved": variants["moved"]}
-    batch.offsets[f"{name}, moved"] = list(map(offset, source, target))
+    batch.records[name], batch.masks[name] = record, mask_variants(source, target)["soft union"]
 
 
 def run_settings(pipe, batch: PairBatch, settings: list[dict], **call) -> list:
@@ -110,20 +215,14 @@ def run_settings(pipe, batch: PairBatch, settings: list[dict], **call) -> list:
     cannot do (`callback_inputs`).
     """
     n, steps, prompts = len(batch.seeds), batch.records["top"].steps, batch.prompts["target"] * len(settings)
-    for name, needed in {"latents": "latents", "caption": "prompt_embeds"}.items():
-        if needed not in callback_inputs(pipe) and any(s["channels"] == name for s in settings):
-            raise ValueError(f"{type(pipe).__name__} hands no {needed} to a callback, so {name!r} cannot be a control")
+    if "latents" not in callback_inputs(pipe) and any(s["channels"] == "latents" for s in settings):
+        raise ValueError(f"{type(pipe).__name__} hands no latents to a callback, so they cannot be a control")
     arms, callbacks = [None] * len(prompts), []
     for i, s in enumerate(settings):
         rows, window = range(i * n, i * n + n), share_to_slice(s["window"], len(steps))
         within = range(window.start, window.stop)
         if s["channels"] == "latents":
             callbacks.append(blend_latents(batch.trajectory, rows, s["dose"] * batch.masks[s["mask"]], within))
-        elif s["channels"] == "caption":
-            if 0 in within:
-                prompts[rows.start : rows.stop] = batch.prompts["asked"]
-            if len(within) < len(steps):
-                callbacks.append(swap_prompts(batch.trajectory, rows, range(n, 2 * n), range(2 * n, 3 * n), within))
         else:
             dose = _dose(s, batch.records[s["channels"]])
             arms[rows.start : rows.stop] = [_arm(s, batch, dose, pair) for pair in range(n)]
@@ -141,21 +240,6 @@ def pasted(batch: PairBatch, mask: str) -> list[Image.Image]:
     if mask in batch.offsets:
         sources = moved(sources, batch.offsets[mask], batch.records["top"].grid)
     return blended(batch.images["target"], sources, batch.masks[mask])
-
-
-def reuse_subject(pipe, picture, *, caption: str, prompts, ids, cut, settings: dict, seed: int = 0, **call) -> dict:
-    """A picture's subject under new prompts: {(row, prompt): image}, the prompts alone, then a row for each setting.
-
-    `caption` says what is in the picture; `ids` are the channels, and `cut` is as in `baseline_batch`. Settings take
-    the channels "picture" and, as a mask, "picture" or "picture, moved".
-    """
-    pairs = [dict(source=caption, target=prompt, asked=prompt) for prompt in prompts]
-    batch = baseline_batch(pipe, pairs, range(seed, seed + len(pairs)), {"top": ids}, cut, **call)
-    add_pictures(pipe, batch, [picture] * len(pairs), cut, **call)
-    images = iter([*batch.images["target"], *run_settings(pipe, batch, list(settings.values()), **call)])
-    columns = [f"prompt {i}" for i in range(len(pairs))]
-    rows = {(row, column): next(images) for row in ("the prompt alone", *settings) for column in columns}
-    return {("the prompt alone", "the picture"): picture} | rows
 
 
 def share_to_slice(share, n: int) -> slice:
@@ -196,28 +280,19 @@ def offset(source, target) -> tuple[int, int]:
 
 
 class Trajectory:
-    """A `callback_on_step_end` that keeps the latents after every step, `latents[step]` (B, ...), and the rows' text
-    embeddings, `prompts` (B, ...), where the pipeline hands them over (see `callback_inputs`).
-    """
+    """A `callback_on_step_end` that keeps the latents after every step, `latents[step]` (B, ...)."""
 
     def __init__(self):
-        self.latents, self.prompts = {}, None
+        self.latents = {}
 
     def __call__(self, pipe, step, timestep, inputs):
         self.latents[step] = inputs["latents"].clone()
-        if "prompt_embeds" in inputs:
-            self.prompts = inputs["prompt_embeds"][-len(inputs["latents"]) :]  # guidance may put its own rows first
         return {}
 
 
 def callback_inputs(pipe) -> list[str]:
-    """What a pipeline hands to a `callback_on_step_end` that blends latents or swaps captions; [] if it takes none.
-
-    Text embeddings are among it where every caption has as many tokens, without a mask: only there can they be swapped.
-    """
-    names = getattr(pipe, "_callback_tensor_inputs", [])
-    masked = any("prompt" in name and "mask" in name for name in inspect.signature(type(pipe).__call__).parameters)
-    return [name for name in names if name == "latents" or (name == "prompt_embeds" and not masked)]
+    """What a pipeline hands to a `callback_on_step_end` that blends latents: ["latents"], or [] if it hands none."""
+    return [name for name in getattr(pipe, "_callback_tensor_inputs", []) if name == "latents"]
 
 
 def blend_latents(trajectory: Trajectory, rows, weight, steps):
@@ -240,26 +315,6 @@ def blend_latents(trajectory: Trajectory, rows, weight, steps):
             share = share.reshape(len(rows), *[1] * (latents.ndim - 3), *latents.shape[-2:])
         latents[rows] = torch.lerp(latents[rows], sources.to(latents), share)
         return {"latents": latents}
-
-    return callback
-
-
-def swap_prompts(trajectory: Trajectory, rows, own, other, steps):
-    """A `callback_on_step_end`: `rows` have the captions of the trajectory's rows `other` in `steps`, else of `own`.
-
-    The first step's is what the pipeline is called with. Raises ValueError where the embeddings do not fit.
-    """
-
-    def callback(pipe, step, timestep, inputs):
-        embeds, recorded = inputs["prompt_embeds"].clone(), trajectory.prompts
-        if recorded is None or recorded.shape[1:] != embeds.shape[1:]:
-            raise ValueError(
-                f"captions of the form {tuple(embeds.shape[1:])} cannot be swapped for "
-                f"{None if recorded is None else tuple(recorded.shape[1:])}; see `callback_inputs`"
-            )
-        first = len(embeds) - len(inputs["latents"])  # guidance may put its own rows first
-        embeds[[first + row for row in rows]] = recorded[list(other if step + 1 in steps else own)].to(embeds)
-        return {"prompt_embeds": embeds}
 
     return callback
 

@@ -9,7 +9,6 @@ import numpy as np
 import xarray as xr
 
 from ..probes.record import Record
-from .evidence import paired_interval
 from .masks import POLARITIES, best_consensus, iou, token_masks
 
 SITE = ("arm", "rule", "layer", "step")
@@ -62,14 +61,6 @@ def over_steps(table: xr.DataArray, arms, rules=POLARITIES) -> xr.DataArray:
     lines = [report_site(table, choose_site(table, arms, rules, [step])) for step in table.step.values]
     lines = [line.mean("draw") if "draw" in line.dims else line for line in lines]
     return xr.concat(lines, "step", coords="minimal", compat="override").assign_coords(step=table.step.values)
-
-
-def first_above(line: xr.DataArray, other: xr.DataArray) -> float | None:
-    """The first step at which a line (step, images) surely lies above another, by its 95 % interval; None: at none."""
-    for i, step in enumerate(line.step.values):
-        if paired_interval(line.isel(step=i, drop=True), other.isel(step=i, drop=True))[1] > 0:
-            return step.item()
-    return None
 
 
 def masks_at(files, site: dict, **arm) -> np.ndarray:

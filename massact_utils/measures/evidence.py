@@ -113,30 +113,6 @@ def holm(p_values) -> np.ndarray:
     return corrected
 
 
-def written(a, b=None) -> str:
-    """The mean of a, or of a - b, and its interval, as `paired_interval` has them.
-
-    >>> written([3, 4, 5], [1, 2, 3])
-    '2.00 (no interval: fewer than 8 prompts)'
-    """
-    mean, low, high = (round(x, 2) + 0.0 for x in paired_interval(a, b))
-    ends = f"no interval: {no_interval(_differences(a, b).shape[1])}" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
-    return f"{mean:.2f} ({ends})"
-
-
-def sentence(name: str, other: str, a, b) -> str:
-    """What the interval of a - b says of two sets of scores, in one sentence, whatever it is.
-
-    >>> sentence("top", "outside", range(3, 11), [1, 2, 3, 4, 5, 6, 7, 9])
-    'top lies above outside by 1.88 (1.58 to 2.17).'
-    """
-    mean, low, high = paired_interval(a, b)
-    if verdict(low, high, 0) == "undecided":
-        return f"{name} is not told apart from {other}: {written(a, b)}."
-    first, second = (a, b) if mean > 0 else (b, a)
-    return f"{name} lies {'above' if mean > 0 else 'below'} {other} by {written(first, second)}."
-
-
 def enough(value: float, low: float, high: float, n: int, threshold: float = 0.0) -> float:
     """About how many prompts would decide, from an interval over n of them; inf where no number would.
 

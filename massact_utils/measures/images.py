@@ -1,10 +1,12 @@
 """Images to numbers: layout, detail, perceptual distance, and the side from which a subject is lit."""
 
 import math
+from io import BytesIO
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from scipy.fft import dctn
 from scipy.ndimage import binary_erosion
 
@@ -120,3 +122,15 @@ def _maps(x: torch.Tensor) -> torch.Tensor:
         side = math.isqrt(x.shape[1])
         x = x[:, -side * side :].mT.unflatten(2, (side, side))
     return torch.nn.functional.normalize(x.float(), dim=1)
+
+
+def thumbnail(image, most: int = 192) -> bytes:
+    """A PIL image as PNG, its longer side `most` pixels or fewer, for a column of a table; `picture` reads it."""
+    file, scale = BytesIO(), min(1, most / max(image.size))
+    image.resize([max(round(side * scale), 1) for side in image.size]).save(file, "PNG")
+    return file.getvalue()
+
+
+def picture(png: bytes) -> np.ndarray:
+    """The image (H, W, 3) uint8 that `thumbnail` wrote."""
+    return np.asarray(Image.open(BytesIO(png)))

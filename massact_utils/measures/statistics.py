@@ -11,7 +11,6 @@ import xarray as xr
 from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_score
-from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -140,31 +139,6 @@ def jackknife(statistic, values, dim: str = "prompt") -> tuple:
     left = np.stack([statistic(values.drop_isel({dim: i})) for i in range(n)])
     error = student.ppf(0.975, n - 1) * np.sqrt((n - 1) * left.var(axis=0))
     return value, value - error, value + error
-
-
-def courses(scores: xr.DataArray) -> np.ndarray:
-    """Every channel's log score over steps and layers, whatever its size: (..., channel) -> (channel, step x layer).
-
-    Other dims are averaged first; each course has mean 0 and standard deviation 1, or is 0 all over.
-    """
-    course = scores.mean([dim for dim in scores.dims if dim not in ("step", "layer", "channel")])
-    course = np.log(course.transpose("channel", ...).values.reshape(course.sizes["channel"], -1) + 1e-12)
-    course = course - course.mean(1, keepdims=True)
-    return course / np.maximum(course.std(1, keepdims=True), 1e-12)
-
-
-def neighbour_share(
-    points: np.ndarray, chosen: np.ndarray, near: int = 10, seed: int = 0
-) -> tuple[float, float, float]:
-    """Share of chosen points among the nearest neighbours of chosen points, and its 95 % range when chosen by chance.
-
-    points (n, d), chosen bool (n); the range is from 1000 permutations of the choice.
-    """
-    near = min(near, len(points) - 1)
-    neighbours = NearestNeighbors(n_neighbors=near).fit(points).kneighbors(return_distance=False)  # n near
-    rng = np.random.default_rng(seed)
-    chance = [mixed[neighbours[mixed]].mean() for mixed in (rng.permutation(chosen) for _ in range(1000))]
-    return float(chosen[neighbours[chosen]].mean()), *np.quantile(chance, [0.025, 0.975]).tolist()
 
 
 def linear_probe_accuracy(x, labels, *, groups=None, folds: int = 5) -> float:

@@ -148,29 +148,6 @@ def gini(scores: xr.DataArray) -> xr.DataArray:
     return xr.apply_ufunc(one, scores, input_core_dims=[["channel"]])
 
 
-def criteria(data: xr.Dataset, name: str = "mean_abs", threshold: float = 5.0) -> xr.DataArray:
-    """Which channels the usual definitions call massive: ChannelStats' table -> bool (criterion, ..., channel).
-
-    `threshold` and 10 times the layer's median; 3 standard deviations over its mean; a modified z-score over 3.5
-    (Iglewicz and Hoaglin 1993); and arXiv 2402.17762's: an activation over 100 that is 1000 times the median one, here
-    the median channel's mean_abs.
-    """
-    x = score(data, name)
-    middle = x.median("channel")
-    spread = abs(x - middle).median("channel")
-    largest = data.max_abs / data.mean_abs.median("channel")
-    rules = {
-        f"over {threshold:g} x median": x > threshold * middle,
-        "over 10 x median": x > 10 * middle,
-        "z over 3": x - x.mean("channel") > 3 * x.std("channel"),
-        "modified z over 3.5": 0.6745 * (x - middle) > 3.5 * spread,
-        "2402.17762": (data.max_abs > 100) & (largest > 1000),
-    }
-    return xr.concat([rule.rename("massive") for rule in rules.values()], "criterion", coords="minimal").assign_coords(
-        criterion=list(rules)
-    )
-
-
 def select_channels(scores: xr.DataArray, k: int = 12, *, which: str = "top", seed: int = 0) -> xr.DataArray:
     """Ids of k channels for every leading index of a score: DataArray (..., channel) -> (..., rank).
 

@@ -3,14 +3,14 @@
 A channel set has the same colour everywhere (Okabe and Ito's palette, safe for colour-blind readers).
 """
 
-from io import BytesIO
+from textwrap import fill
 
 import numpy as np
 import seaborn as sns
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, PercentFormatter
 from PIL import Image
 
 from ..measures.evidence import paired_interval
@@ -19,7 +19,6 @@ COLOURS = {
     "top": "#D55E00",
     "random": "#0072B2",
     "outside": "#009E73",
-    "energy-matched": "#000000",
     "bottom": "#CC79A7",
     "median": "#777777",
     "caption": "#000000",
@@ -72,6 +71,26 @@ def contact_sheet(pictures, *, ax):
     return ax
 
 
+def columns(pictures, scores: dict, *, ax):
+    """A contact sheet, and under each column the mean of its scores, with 95 % interval.
+
+    pictures {(row, column): image}; scores {column: as for `intervals`}. A column that begins with a channel set, as in
+    "top, zero", has its colour.
+    """
+    contact_sheet(pictures, ax=ax)
+    below, places = ax.inset_axes([0, -0.42, 1, 0.38]), ax.get_xticks()
+    for place, (name, values) in zip(places, scores.items(), strict=True):
+        look = dict(ls="", ms=7, color=COLOURS.get(name.partition(",")[0], "#555555"))
+        interval([place], [values], ax=below, **look)
+        height = np.mean(values)
+        below.annotate(f"{height:z.0%}", (place, height), (7, 4), textcoords="offset points")
+    ax.set_xticks(places, [fill(name, 13) for name in scores])
+    below.set(xlim=ax.get_xlim(), xticks=[])
+    below.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    below.axhline(0, color="#BBBBBB", lw=0.8, zorder=0)
+    return ax
+
+
 def masks(pictures, rows: dict, names=(), *, ax, columns=None):
     """Pictures and under each its masks: pictures (image, h, w, 3) uint8, rows {name: values (image, H, W)}.
 
@@ -91,26 +110,11 @@ def masks(pictures, rows: dict, names=(), *, ax, columns=None):
             sheet[name, column] = one
     contact_sheet(sheet, ax=ax).set_xticks([])
     if names:
-        patches = [Patch(fc=fill / 255, ec="#AAAAAA", label=name) for fill, name in zip(colours, names, strict=False)]
+        patches = [
+            Patch(fc=colour / 255, ec="#AAAAAA", label=name) for colour, name in zip(colours, names, strict=False)
+        ]
         ax.legend(handles=patches, ncols=2, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0))
     return ax
-
-
-def thumbnail(image, most: int = 192) -> bytes:
-    """A PIL image as PNG, its longer side `most` pixels or fewer, for a column of a table; `picture` reads it."""
-    file, scale = BytesIO(), min(1, most / max(image.size))
-    image.resize([max(round(side * scale), 1) for side in image.size]).save(file, "PNG")
-    return file.getvalue()
-
-
-def picture(png: bytes) -> np.ndarray:
-    """The image (H, W, 3) uint8 that `thumbnail` wrote."""
-    return np.asarray(Image.open(BytesIO(png)))
-
-
-def small(images, most: int) -> np.ndarray:
-    """Images (B, H, W, 3) by every n-th pixel, so that no side has more than `most`."""
-    return images[:, :: -(-images.shape[1] // most), :: -(-images.shape[2] // most)]
 
 
 def spectrum(scores, *, ax):
@@ -123,18 +127,6 @@ def spectrum(scores, *, ax):
     decades(ax.xaxis, 1, ranked.shape[1])
     decades(ax.yaxis, ranked[ranked > 0].min(), ranked.max())
     ax.legend(title="layer", fontsize="small", ncols=2, frameon=False)
-    return ax
-
-
-def depth(scores, *, ax):
-    """The three largest channels and the median channel of every layer, over depth: scores (layer, channel)."""
-    ranked = np.sort(scores.transpose("layer", "channel").values, axis=1)[:, ::-1]
-    for rank, shade in enumerate((1, 0.65, 0.4)):
-        ax.plot(scores.layer, ranked[:, rank], color=COLOURS["top"], alpha=shade, marker="o", ms=3, label=rank + 1)
-    ax.plot(scores.layer, scores.median("channel"), color=COLOURS["median"], ls="--", label="median")
-    ax.set(yscale="log", xlabel="layer", xticks=scores.layer.values[_every(len(ranked))])
-    decades(ax.yaxis, *ax.get_ylim())
-    ax.legend(title="rank", fontsize="small", ncols=2, frameon=False)
     return ax
 
 
@@ -176,22 +168,6 @@ def tiles(maps, grid, *, ax, columns: int = 4):
         x, y = i % columns * width, i // columns * height
         ax.text(x, y + 0.3, str(channel), fontsize="small", va="top", bbox=dict(facecolor="white", lw=0, pad=1))
     ax.axis("off")
-    return ax
-
-
-def signs(means, top, *, ax):
-    """|mean| over mean |activation|, a dot for a channel on a prompt: means has mean and mean_abs (prompt, channel).
-
-    The channels in `top` (rank) are coloured. On the diagonal an activation has one sign on all tokens.
-    """
-    for part, colour, size in ((means, COLOURS["median"], 6), (means.sel(channel=top.values), COLOURS["top"], 16)):
-        ax.scatter(part["mean_abs"], abs(part["mean"]), s=size, color=colour, alpha=0.5, lw=0)
-    low, high = float(means.mean_abs.min()), float(means.mean_abs.max())
-    ax.plot([low, high], [low, high], color="black", lw=0.8)
-    ax.set(xscale="log", yscale="log", xlabel="mean |activation|", ylabel="|mean activation|")
-    ax.set(ylim=(low / 20, high * 1.5))
-    decades(ax.xaxis, *ax.get_xlim())
-    decades(ax.yaxis, *ax.get_ylim())
     return ax
 
 
@@ -290,15 +266,23 @@ def response(table, y, *, ax, log: bool = False):
     return ax
 
 
-def plane(table, x, y, *, ax):
-    """Arms in a plane of two measures, each at its mean over images and draws: table which, edit and two measures.
-
-    The colour is the channel set, grey where there is none, and the shape the edit.
+def plane(points: dict, *, ax, corners: dict | None = None):
+    """Arms in a plane of two measures, from 0 to 1, a dot with its name at the mean of each: {name: (x, y)}, scores as
+    for `intervals`; corners {(x, y): words}. A name that begins with a channel set has its colour.
     """
-    points = table.groupby(["which", "edit"], sort=False)[[x, y]].mean().reset_index()
-    palette = {which: COLOURS.get(which, "#777777") for which in points.which}
-    sns.scatterplot(points, x=x, y=y, hue="which", style="edit", palette=palette, s=90, ax=ax)
-    ax.legend(**RIGHT)
+    names = []  # where they stand
+    for name, scores in points.items():
+        x, y = map(np.mean, scores)
+        colour, left = COLOURS.get(name.partition(",")[0], "#555555"), 0.3 < x < 0.72
+        free = (y + up for up in (0, 0.05, -0.05, 0.1, -0.1, 0.15))  # the first place that no other name has
+        at = next((h for h in free if all(abs(x - a) > 0.35 or abs(h - b) > 0.045 for a, b in names)), y)
+        names.append((x, at))
+        ax.plot(x, y, "o", ms=8, color=colour)
+        ax.text(x - 0.02 if left else x + 0.02, at, name, color=colour, va="center", ha="right" if left else "left")
+    for place, words in (corners or {}).items():
+        ax.plot(*place, "s", ms=10, mfc="none", color="#999999")
+        ax.annotate(words, place, (0, 9), textcoords="offset points", ha="center", color="#777777")
+    ax.set(xlim=(-0.05, 1.3), ylim=(-0.12, 1.15), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     return ax
 
 
