@@ -32,11 +32,11 @@ from training.loop import has_bfloat16
 HERE = Path(__file__).parent
 DTYPE = "bfloat16" if has_bfloat16() else "float32"  # a CPU that emulates bfloat16 takes several times as long
 NOTEBOOKS = sorted((HERE.parent / "notebooks").glob("0[1-4]*.ipynb"))
-SMALLEST = {  # what decides how many images there are
-    "01_statistics": dict(n_prompts=4, n_seeds=2, at_once=4),
-    "02_disruption": dict(n_prompts=8, n_layers=1, k=4, at_once=42),
-    "03_spatial_clustering": dict(n_prompts=8, n_steps=1),
-    "04_transport": dict(n_tune=1, n_report=2, k=12),
+SMALLEST = {  # what decides how many images there are; and what lies here, so that nothing is fetched
+    "01_statistics": dict(prompts="toyworld", n_prompts=4, n_seeds=2, at_once=4),
+    "02_disruption": dict(prompts="toyworld", evaluator="toy", n_prompts=8, n_layers=1, k=4, at_once=42),
+    "03_spatial_clustering": dict(prompts="toyworld", reference="toy", n_prompts=8, n_steps=1),
+    "04_transport": dict(pairs="toyworld-pairs", evaluator="toy", n_report=2, k=12),
 }
 
 

@@ -1,7 +1,7 @@
 """The pictures of README and notebooks from the results of `make notebooks`, into docs/.
 
-page_one.png, the README's figure, is what massive channels carry, by notebooks 02 and 04; carried.png is at the
-top of 04; first/NUMBER.png, what a notebook saved as first.png for its top.
+page_one.png, the README's figure, is what massive channels carry, by notebooks 02 and 04; first/NUMBER.png, what a
+notebook saved as first.png for its top.
 
 python docs/page_one.py runs/notebooks docs
 """
@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
+from massact_utils.measures.images import picture
 from massact_utils.results import files
 from massact_utils.show import plots
 
@@ -49,22 +50,7 @@ def transported(folder) -> dict:
     rows = {"source": "source", "target": "target"}
     rows |= {f"target with the level of\nthe source's top {k}": "no mask, level"}
     rows |= {f"target with the pattern of\nthe source's top {k}": "no mask, pattern"}
-    return {(name, i): plots.picture(table[row, i]) for name, row in rows.items() for i in range(SHOWN)}
-
-
-def carried(runs):
-    """Notebook 04's first figure: three pairs, and what comes along with the top channels and with as many others."""
-    folder = results_of(runs, "04_transport")
-    k = files.read_json(folder / "parameters.json")["k"]
-    table = files.read(folder / "reported.parquet").set_index(["name", "pair"]).png
-    columns = {"source": "source", "target": "target", f"target with the\nsource's top {k}": "no mask, both"}
-    columns |= {"their level\nalone": "no mask, level", "their pattern\nalone": "no mask, pattern"}
-    columns |= {f"{k} from outside\nthe top": "outside 0, no mask"}
-    pictures = {(f"pair {i}", name): plots.picture(table[row, i]) for i in range(3) for name, row in columns.items()}
-    figure, ax = plt.subplots(figsize=(8, 4.4), layout="constrained")
-    plots.contact_sheet(pictures, ax=ax)
-    ax.tick_params(labelsize=10)
-    return figure
+    return {(name, i): picture(table[row, i]) for name, row in rows.items() for i in range(SHOWN)}
 
 
 def draw(runs):
@@ -84,6 +70,5 @@ def draw(runs):
 if __name__ == "__main__":
     runs, out = map(Path, sys.argv[1:])
     files.write(out / "page_one.png", draw(runs))
-    files.write(out / "carried.png", carried(runs))
     for notebook in sorted({picture.relative_to(runs).parts[0] for picture in runs.rglob("first.png")}):
         shutil.copyfile(results_of(runs, notebook) / "first.png", out / "first" / f"{notebook[:2]}.png")

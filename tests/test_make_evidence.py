@@ -291,10 +291,11 @@ def test_a_column_for_a_tiny_flux_pipeline(tmp_path):
     """Notebooks themselves on a folder of FLUX.1, at sizes that show the way and nothing else."""
     (tmp_path / "notebooks").mkdir()
     call = {"call": {"height": 64, "width": 64, "num_inference_steps": 2}}
+    judge = {"evaluator": "toy"}
     sizes = {
-        "01_statistics": call | {"n_prompts": 4, "n_seeds": 2},
-        "02_disruption": call | {"n_prompts": 8, "n_seeds": 2, "n_layers": 2},
-        "04_transport": call | {"n_tune": 2, "n_report": 2},
+        "01_statistics": call | {"n_prompts": 4, "n_seeds": 2, "prompts": "toyworld"},
+        "02_disruption": call | judge | {"n_prompts": 8, "n_seeds": 2, "n_layers": 2, "prompts": "toyworld"},
+        "04_transport": call | judge | {"n_report": 2, "pairs": "toyworld-pairs"},
     }
     for stem in sizes:
         shutil.copy(ROOT / "notebooks" / f"{stem}.ipynb", tmp_path / "notebooks")
@@ -335,7 +336,8 @@ def test_the_sizes_decide_and_the_bundled_prompts_are_enough(monkeypatch):
     monkeypatch.chdir(ROOT)
     jobs = make.planned("toy", results_files.read_json(MAKE.with_name("sizes.json")), Path("runs"))
     asked = {job.stem: job.given for job in jobs}
-    claiming = {path.stem for path in ROOT.glob("notebooks/*.ipynb") if "run.claim(" in path.read_text()}
+    texts = {path.stem: path.read_text() for path in ROOT.glob("notebooks/*.ipynb")}
+    claiming = {stem for stem, text in texts.items() if re.search(r"run\.(claim|answer)\b", text)}
     assert claiming == set(asked), "a notebook with claims has its size in docs/evidence/sizes.json"
     first, second = asked["01_statistics"], asked["02_disruption"]
     assert first["n_prompts"] >= 24 and first["n_seeds"] >= 4
