@@ -1,6 +1,7 @@
 """The small trainings of training/origins: every change does what it says, and the verdicts follow from the numbers."""
 
 import copy
+import json
 
 import numpy as np
 import pandas as pd
@@ -321,11 +322,10 @@ def test_a_verdict_needs_a_range_a_base_and_a_loss():
     expected = ["holds", "contradicted", "undecided", "did not train", "undecided", "not trained yet"]
     assert rows.verdict.tolist() == expected
     assert rows.loc[0, ["value", "low", "high"]].tolist() == pytest.approx([-7 / 3, -3, -2])
-    text = "of 5 claims, 1 holds: less; 1 contradicted: same; 2 undecided: both, once; 1 did not train: lost."
-    assert verdicts.sentence(rows) == f"What we now know: {text} A verdict takes 3 seeds."
-    assert verdicts.as_table(rows).index.tolist() == list(variants[:-1])
+    text = "Of 5 claims, 1 holds: less; 1 contradicted: same; 2 undecided: both, once; 1 did not train: lost."
+    assert verdicts.sentence(rows) == f"{text} A verdict takes 3 seeds."
     nothing = verdicts.verdicts(known, trained({"base": [16]}))
-    assert "nothing yet" in verdicts.sentence(nothing) and verdicts.as_table(nothing).empty
+    assert verdicts.sentence(nothing) == "No variant of this question is trained yet."
     known["lost"]["other_task"] = True
     assert verdicts.verdicts(known, table).set_index("variant").verdict["lost"] == "holds"
 
@@ -354,14 +354,36 @@ def test_every_figure_is_drawn_however_much_is_trained(part):
     rows = verdicts.verdicts(PLAN, table)
     peaks = rows[(rows.measure == "peak") & (rows.against == "base") & (rows.seeds > 0)]
     ax = figures.ranges(peaks, ax=Figure().subplots())
-    assert [label.get_text() for label in ax.get_yticklabels()] == peaks.sort_values("value").variant.tolist()
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        figures.NAMES.get(name, name) for name in peaks.sort_values("value").variant
+    ]
     classes = [name for name in names if PLAN[name]["question"] == "architecture"]
     ax = figures.grid(rows, classes, PLAN["base"]["claims"], ax=Figure().subplots())
     assert len(ax.texts) == 6 * len(classes)
     axes = figures.panels(verdicts.numbers(table), names, ["level", "peak"], axes=Figure().subplots(1, 2))
     assert all(len(ax.lines) == len(names) for ax in axes)
-    course = pd.DataFrame({"equal samples": -1.0, "equal loss": -0.5}, names)
-    assert len(figures.equal(course, ax=Figure().subplots()).get_yticks()) == len(names)
+
+
+def test_claims_of_trainings_are_filed_with_what_was_found_in_levels(tmp_path):
+    claim = dict(
+        measure="peak", against="base", side="below", threshold=-1.0, explanation="It is the cause.", owner="ours"
+    )
+    known = {name: dict(question="modulation", claims=[claim]) for name in ("less", "once", "absent")}
+    rows = verdicts.verdicts(known, trained({"base": [16, 16, 16], "less": [4, 4, 2], "once": [4, 4]}))
+    verdicts.file_claims(run := mu.Run(tmp_path, {"model": "toy"}), rows)
+    less, once = json.loads((run.folder / "claims.json").read_text())
+    assert (less["id"], less["verdict"], once["verdict"]) == ("05.less-peak", "holds", "undecided")
+    assert less["note"] == "With less the largest channel was 20% of the base's (12% to 25% over 3 seeds)."
+    assert once["low"] is None and once["note"] == "undecided"
+
+
+@pytest.mark.parametrize(
+    "switch, live, named",
+    [("none", 0, "is no variant"), ("rotated", 9, "25 and more"), ("rotated", 0, "no recorded course")],
+)
+def test_a_switch_that_cannot_be_shown_is_refused(switch, live, named):
+    with pytest.raises(ValueError, match=named):
+        verdicts.check_switch(switch, live, PLAN, {"base": 3})
 
 
 def test_equal_loss_compares_where_both_had_the_worse_ones_loss():

@@ -19,6 +19,17 @@ MARKS = {  # verdict -> face of its mark, its edge, and of words on it
     "contradicted": ("white", "#444444", "black"),
     "undecided": ("#CFCFCF", "#999999", "black"),
 }
+NAMES = {  # of variants whose own name says too little
+    "no-modulation": "no modulation",
+    "scalar": "one gate and scale for all channels",
+    "rotated": "Adam blind to axes",
+    "rotated-scalar": "one gate and scale, Adam blind to axes",
+    "gates-alone": "gates, no shift and scale",
+    "no-gates": "no gates",
+    "gated-norm": "a gate after the norm",
+    "bias": "a learned bias",
+    "muon": "Muon for Adam",
+}
 NONE = ("#F4F4F4", "#CFCFCF", "#777777")  # not measured, not trained, did not train
 
 
@@ -33,7 +44,7 @@ def ranges(rows, *, ax):
         face, edge, _ = MARKS.get(row.verdict, NONE)
         ax.plot([row.low, row.high], [y, y], color=edge, lw=2.5, solid_capstyle="round")
         ax.plot(row.value, y, "o", mfc=face, mec=edge, ms=8)
-    ax.set_yticks(range(len(rows)), rows.variant)
+    ax.set_yticks(range(len(rows)), [NAMES.get(name, name) for name in rows.variant])
     ax.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     right = ax.twinx()
     words = [f"{row.explanation} {row.verdict.capitalize()}." for row in rows.itertuples()]
@@ -103,21 +114,6 @@ def courses(table, *, axes):
     keys = [Line2D([], [], color=colour, label=f"channel {channel}") for channel, colour in colours.items()]
     axes[1].legend(handles=keys, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return axes
-
-
-def equal(course, *, ax):
-    """Peaks over the base's, at equal samples and at equal loss, a line for each variant: as `verdicts.at_equal_loss`
-    gives them.
-    """
-    course = course.sort_values("equal samples")
-    for y, (samples, loss) in enumerate(zip(course["equal samples"], course["equal loss"], strict=True)):
-        ax.plot([samples, loss], [y, y], color="#BBBBBB", lw=2, zorder=1)
-    ax.plot(course["equal samples"], range(len(course)), "o", color=COLOURS["top"], label="at equal samples")
-    ax.plot(course["equal loss"], range(len(course)), "D", color=COLOURS["random"], ms=5, label="at equal loss")
-    ax.set_yticks(range(len(course)), course.index)
-    ax.set_ylim(max(len(course), 1) - 0.5, -0.5)
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _multiples(ax)
 
 
 def at_the_top(free, factor: str, *, ax, value: str = "ratio"):

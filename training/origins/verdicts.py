@@ -21,6 +21,7 @@ LABELS = {  # the plan's measures, and what they are made of
     "mIoU top": "mIoU, top",
     "mIoU outside": "mIoU, outside",
 }
+LEVELS = {"peak": "The largest channel over the median was", "code": "The top's mIoU minus that of others was"}
 PARTS = ["loss", "zero top", "zero outside", "zero bottom", "no pattern", "no level"]  # loss, and what edits add
 VERDICTS = ("holds", "contradicted", "undecided", "did not train", "not measured")
 RUN = ["variant", "seed"]
@@ -170,30 +171,11 @@ def compared(table, variant, claim) -> tuple[pd.Series, float]:
     return values, own.loss.mean() / base.loss.mean() if len(shared) else np.nan
 
 
-def as_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Verdicts of the variants that are trained, as a table to read: claim, range over seeds, loss and verdict."""
-
-    def interval(row):
-        values = (f"{round(x, 2) + 0.0:.2f}" for x in (row.value, row.low, row.high))
-        return "{} ({} to {})".format(*values) if row.seeds else "no number"
-
-    rows = rows[rows.verdict != "not trained yet"]
-    columns = {
-        "explanation": rows.explanation.values,
-        "claimed": [f"{row.measure} {row.side} {row.threshold:g}" for row in rows.itertuples()],
-        "found": [interval(row) for row in rows.itertuples()],
-        "seeds": rows.seeds.values,
-        "loss over base's": rows["loss over base's"].round(2).values,
-        "verdict": rows.verdict.values,
-    }
-    return pd.DataFrame(columns, index=rows.variant)
-
-
 def sentence(rows: pd.DataFrame) -> str:
-    """What we now know of some claims, in one sentence: how many hold and which, and so for every other verdict."""
+    """What became of some claims, in one sentence: how many hold and which, and so for every other verdict."""
     trained = rows[rows.verdict != "not trained yet"]
     if trained.empty:
-        return "What we now know: nothing yet. No variant of this question is trained."
+        return "No variant of this question is trained yet."
     claims = trained.variant.value_counts()
     names = [row.variant + (f" ({row.measure})" if claims[row.variant] > 1 else "") for row in trained.itertuples()]
     parts = []
@@ -202,7 +184,7 @@ def sentence(rows: pd.DataFrame) -> str:
         verb = "hold" if verdict == "holds" and len(group) > 1 else verdict
         parts += [f"{len(group)} {verb}: {', '.join(group)}"] if group else []
     few = f" A verdict takes {SEEDS} seeds." if trained.seeds.between(1, SEEDS - 1).any() else ""
-    return f"What we now know: of {len(trained)} claim{'s' * (len(trained) > 1)}, {'; '.join(parts)}.{few}"
+    return f"Of {len(trained)} claim{'s' * (len(trained) > 1)}, {'; '.join(parts)}.{few}"
 
 
 def adam_or_modulation(rows: pd.DataFrame) -> str:
@@ -229,3 +211,62 @@ def adam_or_modulation(rows: pd.DataFrame) -> str:
         + "; without it, those still add to it." * more
         + "." * (not more)
     )
+
+
+# ---------------------------------------------------------------- for the notebook
+
+
+def check_switch(switch: str, live_steps: int, plan: dict, trained) -> None:
+    """Raise ValueError for a variant that is not in the plan, for a live training that is too short to see anything, or
+    for a recorded course that is not in the table; `trained` holds the variants that are, "base" among them.
+    """
+    if "base" not in trained:
+        raise ValueError("the table has no base to compare with; run `python -m training origins base`")
+    if switch not in plan:
+        raise ValueError(f"switch {switch!r} is no variant of the plan, {', '.join(plan)}")
+    if live_steps and live_steps < 25:
+        raise ValueError(f"live_steps = {live_steps} is not possible; allowed: 0, or 25 and more")
+    if not live_steps and switch not in trained:
+        raise ValueError(f"{switch!r} has no recorded course; set live_steps=100")
+
+
+def recipe(table: pd.DataFrame, plan: dict) -> str:
+    """How the trainings of a table were made, in two lines."""
+    made, seeds = table.attrs, table.groupby("variant", observed=True).seed.nunique()
+    each = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
+    lines = [f"{len(seeds)} of {len(plan)} variants are trained, {each} seeds each, in"]
+    lines += [f"{made['steps']:,} steps of {made['batch']} samples from {made['scenes']:,} scenes"]
+    return "\n".join(lines + ["A SHORT TRIAL: it shows that all works, and decides nothing."] * made["trial"])
+
+
+def level(numbers: pd.DataFrame, variant: str, measure: str) -> str:
+    """A variant's measure, its mean over seeds, in words: the peak as a multiple, which it is a logarithm of."""
+    value = numbers.loc[variant, measure].mean()
+    return f"{2**value:.1f}" if measure == "peak" else f"{value:z.2f}"
+
+
+def said(row) -> str:
+    """What was found of one claim, in levels where it is of the peak."""
+    ends, over = (row.value, row.low, row.high), f"over {row.seeds} seeds"
+    if row.measure == "peak" and row.against == "base":
+        each = [f"{2**x:.0%}" for x in ends]
+        return f"With {row.variant} the largest channel was {each[0]} of the base's ({each[1]} to {each[2]} {over})."
+    if row.measure == "peak":
+        each = [f"{2**x:.0f}" for x in ends]
+        return f"In {row.variant} the largest channel was {each[0]} times the median ({each[1]} to {each[2]} {over})."
+    each = [f"{x:z.2f}" for x in ends]
+    return f"{row.variant}: {LABELS[row.measure]} {each[0]} ({each[1]} to {each[2]} {over})."
+
+
+def file_claims(run, rows: pd.DataFrame) -> None:
+    """File the verdicts on what is trained as claims of a run, each with the range over its seeds."""
+    for row in rows[rows.seeds > 0].itertuples():
+        few = row.verdict == "did not train" or row.seeds < SEEDS
+        of = row.variant + {"base": " minus base", "ratio": " over base"}.get(row.against, "")
+        label = f"{LABELS[row.measure]}, {of}, {row.seeds} seeds"
+        words = dict(owner=row.owner if isinstance(row.owner, str) else "ours", measure=label, side=row.side)
+        words["sentence"] = row.explanation + f" Class: {row.variant}." * (row.question == "architecture")
+        words |= dict(threshold=row.threshold, note=row.verdict if few else said(row))
+        run.claim(
+            f"05.{row.variant}-{row.measure}", row.value, *((None, None) if few else (row.low, row.high)), **words
+        )
