@@ -155,7 +155,7 @@ def test_the_guides_example_reads_results(tmp_path, monkeypatch):
     dims = {"image": [0, 1], "rule": ["heat", "oracle"], "arm": ["top"], "layer": [0, 3], "step": [5]}
     run.save("overlaps", xr.DataArray(np.ones((2, 2, 1, 2, 1)), dims, name="iou"))
     run.save("masks/0", Image.fromarray(np.eye(4, dtype=bool)))
-    run.save("gains", pd.DataFrame({"way": ["the recipe"], "mIoU": ["0.40"]}))
+    run.save("purity", pd.DataFrame({"set": ["top 12"], "purity": [0.5]}))
     record = mu.Record(k=2)
     record(torch.randn(1, 16, 8), mu.Site(3, "blocks.3", "single", 5, 1.0, "cond", (4, 4), range(1), 0))
     record.save(run.path("records/0.safetensors"))
@@ -163,4 +163,4 @@ def test_the_guides_example_reads_results(tmp_path, monkeypatch):
     assert names["best"].shape == (2, 1) and names["mask"].size == (4, 4) and names["model"] == {"name": "toy"}
     assert names["record"]["values.5.3"].shape == (1, 16, 2)
     assert names["record"]["ids.5.3"].shape == (1, 2)
-    assert Path("gains.csv").read_text() == "way,mIoU\nthe recipe,0.40\n"
+    assert Path("purity.csv").read_text() == "set,purity\ntop 12,0.5\n"

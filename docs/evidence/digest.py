@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from massact_utils import places
+from massact_utils.models import settings
 from massact_utils.results import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,15 +25,18 @@ def deciding(notebook: Path, parameters: dict) -> dict:
     """What decides a notebook's numbers, each with its own digest.
 
     That is the code of its cells; the package without show/, hence also the rule of seeds and the order of rows; the
-    values of the parameters; what a parameter names in data/, a whole model's folder ("toy") or a bundled prompt set;
-    and of a training that a cell imports its data and its code without figures. Of code only what is executed counts:
-    no comments, docstrings, blank lines.
+    values of the parameters; what a parameter names in data/, a whole model's folder ("toy") or a bundled prompt set,
+    the model's own where none is named; and of a training that a cell imports its data and its code without figures.
+    Of code only what is executed counts: no comments, docstrings, blank lines.
     """
     cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
     cells = [cell for cell in cells if "parameters" not in cell["metadata"].get("tags", [])]
     source = "\n".join("".join(cell["source"]) for cell in cells)
     trainings = set(re.findall(r"^\s*(?:from|import) training\.?(\w*)", source, flags=re.MULTILINE))
     named = {value for value in parameters.values() if isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value)}
+    if "" in (parameters.get("prompts"), parameters.get("pairs")):
+        own = settings(parameters["model"]).prompts
+        named |= {own, f"{own}-pairs"}
     data = [places.data(name) for name in sorted(named | trainings - {""})]
     data += [file for name in sorted(named) for file in sorted(places.data("prompts").glob(f"{name}.*"))]
     return {
