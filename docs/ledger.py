@@ -1,4 +1,4 @@
-"""The ledger: README's table and docs/ledger.md, made from the evidence in docs/evidence.
+"""The ledger: README's findings and docs/ledger.md, made from the evidence in docs/evidence.
 
     python docs/ledger.py    # make ledger
 
@@ -16,20 +16,19 @@ from digest import digest
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = "<!-- results -->\n", "<!-- end of results -->"
-HEADLINES = (  # the README's rows: the paper's three claims, then others that bear on them; a dozen at most
-    "02.top-above-outside",
-    "03.top-above-outside",
-    "04.more-arrives",
-    "02.top-above-bottom",
-    "04.subject-follows",
-    "02.pattern-is-the-subjects",
-    "02.one-layer-keeps",
-    "03.top-above-outside-anywhere",
-    "03.top-above-caption",
-    "04.level-is-around",
-    "04.above-outside",
-    "01.grows-toward-the-image",
-)
+FINDINGS = {  # the README's rows: a claim, and what it says to somebody who knows none of our words
+    "02.top-above-outside": "Zero a dozen massive channels and the picture is gone. Zero a dozen others and little "
+    "happens.",
+    "02.pattern-is-the-subjects": "Their pattern marks the subject: flatten it and the subject's words can no longer "
+    "be read off the picture, while the ground's can.",
+    "04.level-is-around": "Their level paints the ground: copied from another picture, it brings that one's ground.",
+    "03.top-above-outside": "Cluster the tokens on them and the subject appears, more exactly than on other channels.",
+    "04.more-arrives": "Copied into another picture they bring their subject, more of it than other channels bring. "
+    "Light and style come along, so a clean swap is rare.",
+    "05.scalar-peak": "They grow where modulation has a number for every channel. Trained with one number for all, the "
+    "largest channel stays at about a third of its size.",
+}
+EMBEDDED = ("toy", "emoji")  # the README's columns
 INTRODUCTION = """\
 A claim is a sentence with an owner, a measure and a threshold that stands before the computation. What is found is a
 mean over n prompts and its 95 % interval. The claim **holds** when the whole interval lies on the claimed side of the
@@ -71,18 +70,17 @@ def sources(rows: list[dict]) -> str:
     return " ".join(lines) or "All numbers are of this code." * bool(rows)
 
 
-def table(rows: list[dict], ids=HEADLINES) -> str:
-    """Some of the rows as Markdown, in the order of `ids`: a line for each claim, a column for each model."""
-    if not rows:
-        return "No claims yet.\n"
-    models = sorted({row["model"] for row in rows}, key=_place)
+def table(rows: list[dict]) -> str:
+    """The README's findings as Markdown: a line for each, with the verdict on each embedded model."""
     cells = {(row["id"], row["model"]): row for row in rows}
-    lines = [_line("claim", "whose", "measured", *map(claims.escape, models)), "|---" * (3 + len(models)) + "|"]
-    for id in ids:
-        mine = [cells.get((id, model)) for model in models]
+    lines = [_line("what was found", *EMBEDDED), "|---" * (1 + len(EMBEDDED)) + "|"]
+    for id, sentence in FINDINGS.items():
+        mine = [cells.get((id, model)) for model in EMBEDDED]
         if first := next(filter(None, mine), None):
-            measured = f"{claims.escape(first['measure'])}, {_asked(first)}"
-            lines.append(_line(_link(first), _owner(first), measured, *(row and _finding(row) for row in mine)))
+            levels = f" *{claims.escape(first['note'])}*" * first["note"].endswith(".")
+            lines.append(
+                _line(sentence + levels + _link(first), *(_verdict(row) if row else "not yet" for row in mine))
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -105,8 +103,9 @@ def page(rows: list[dict]) -> str:
             ]
         for row in mine:
             measure, model, note = (claims.escape(row[name]) for name in ("measure", "model", "note"))
+            sentence = claims.escape(row["sentence"] or row["id"]) + _link(row, "../")
             found = claims.finding(row) + ", stale" * row["stale"], row["holm"]
-            lines.append(_line(_link(row, "../"), _owner(row), measure, _asked(row), model, *found, note))
+            lines.append(_line(sentence, _owner(row), measure, _asked(row), model, *found, note))
     return "\n".join(lines) + "\n"
 
 
@@ -128,10 +127,9 @@ def main(root: Path = ROOT) -> None:
 
 
 def _link(row: dict, up: str = "") -> str:
-    """The claim's sentence with a link to its notebook."""
+    """A link to the claim's notebook."""
     notebooks = [path.name for path in ROOT.glob(f"notebooks/{row['notebook']}_*.ipynb")]
-    link = f" ([{row['notebook']}]({up}notebooks/{notebooks[0]}))" if notebooks else ""
-    return claims.escape(row["sentence"] or row["id"]) + link
+    return f" ([{row['notebook']}]({up}notebooks/{notebooks[0]}))" if notebooks else ""
 
 
 def _owner(row: dict) -> str:
@@ -141,8 +139,11 @@ def _owner(row: dict) -> str:
     return f"[{'the paper' if row['owner'] == 'paper' else number}](https://arxiv.org/abs/{number})"
 
 
-def _finding(row: dict) -> str:
-    return claims.finding(row, row["holm"]) + ", stale" * row["stale"]
+def _verdict(row: dict) -> str:
+    words = [row["verdict"] if row["verdict"] == "holds" else f"**{row['verdict']}**"]
+    words += [f"n = {row['n']}"] if row["n"] else []
+    words += [f"{row['holm']} after Holm"] if row["holm"] not in ("", row["verdict"]) else []
+    return ", ".join(words + ["stale"] * row["stale"])
 
 
 def _asked(row: dict) -> str:

@@ -33,10 +33,11 @@ def test_readme_and_page_show_the_ledger():
     assert (ROOT / "docs" / "ledger.md").read_text() == ledger.page(rows), REMEDY
 
 
-def test_the_readme_has_the_papers_three_claims_first_and_a_dozen_at_most():
-    owners = {row["id"]: row["owner"] for row in ledger.rows()}
-    assert len(ledger.HEADLINES) <= 12 and set(ledger.HEADLINES) <= set(owners)
-    assert [(owners[id], id[:2]) for id in ledger.HEADLINES[:3]] == [("paper", number) for number in ("02", "03", "04")]
+def test_the_readmes_findings_rest_on_claims_that_hold():
+    """Another verdict asks for another sentence."""
+    verdicts = {row["id"]: row["verdict"] for row in ledger.rows() if row["model"] == "toy"}
+    assert {verdicts[id] for id in ledger.FINDINGS} == {"holds"}
+    assert {"02", "03", "04"} <= {id[:2] for id in ledger.FINDINGS} and len(ledger.FINDINGS) <= 6
 
 
 def test_the_evidence_is_small_and_holds_no_pictures():
@@ -71,7 +72,9 @@ def root(tmp_path, monkeypatch):
     (folder := tmp_path / "docs" / "evidence" / "big").mkdir(parents=True)
     entry = {"digest": digest.digest(tmp_path / "notebooks" / "02_disruption.ipynb", PARAMETERS)}
     (folder / "provenance.json").write_text(json.dumps({"02_disruption": entry | {"parameters": PARAMETERS}}))
-    rows = [row(ledger.HEADLINES[0], "big", n=64), row("02.c", "big", owner="2510.11538"), row("03.unfinished", "big")]
+    monkeypatch.setattr(ledger, "FINDINGS", {"02.a-b": "A hurts more."})
+    monkeypatch.setattr(ledger, "EMBEDDED", ("big", "emoji"))
+    rows = [row("02.a-b", "big", n=64), row("02.c", "big", owner="2510.11538"), row("03.unfinished", "big")]
     (folder / "claims.json").write_text(json.dumps(rows))
     return tmp_path
 
@@ -101,8 +104,9 @@ def test_evidence_is_stale_once_what_decides_its_numbers_changes(root, file, old
     (root / file).write_text(text.replace(old, new))
     assert [row["stale"] for row in ledger.rows(root)] == [stale, stale]
     ledger.main(root)
-    for page in (root / "README.md", root / "docs" / "ledger.md"):
-        assert ("n = 64: holds, stale |" in page.read_text()) == stale
+    found = {"README.md": "holds, n = 64, stale |", "docs/ledger.md": "n = 64: holds, stale |"}
+    for page, said in ((root / name, said) for name, said in found.items()):
+        assert (said in page.read_text()) == stale
         assert ("The evidence on big is stale for 02: code has changed since." in page.read_text()) == stale
 
 
@@ -121,27 +125,24 @@ def test_pages_are_filled_and_then_nothing_changes(root):
         ledger.filled("no marks", rows)
 
 
-def test_a_line_for_each_claim_and_a_column_for_each_model():
+def test_a_line_for_each_finding_and_a_column_for_each_embedded_model(monkeypatch):
+    monkeypatch.setattr(ledger, "FINDINGS", {"03.d": "D hurts.", "02.a-b": "A hurts more.", "04.none": "Nobody asked."})
     rows = [row(model=model, value=value) for model, value in (("big", 0.25), ("emoji", -1.234567), ("toy", 0.05))]
-    rows = [*rows, row("03.d", "big", owner="paper", value=None, n=None)]
-    rows = [row | {"stale": False, "holm": "undecided" if row["model"] == "big" else ""} for row in rows]
-    lines = ledger.table(rows, ["03.d", "02.a-b", "04.none"]).splitlines()
-    assert lines[0] == "| claim | whose | measured | toy | emoji | big |" and len(lines) == 4
-    assert "[the paper](https://arxiv.org/abs/2605.13974)" in lines[2] and lines[2].endswith("|  |  | not measured |")
-    cells = [cell.strip() for cell in lines[3].split("|")[1:-1]]
-    assert cells[0] == "A hurts more than B. ([02](notebooks/02_disruption.ipynb))" and cells[1] == "ours"
-    assert cells[2:] == [
-        "PSNR, dB, above 0",
-        "0.05 (-0.05 to 0.15), n = 12: **undecided**, about 41 would decide",
-        "-1.23 (-1.33 to -1.13), n = 12: **contradicted**",
-        "0.25 (0.15 to 0.35), n = 12: holds, undecided after Holm",
-    ]
+    rows.append(row("03.d", "toy", owner="paper", value=None, n=None, note="D cost 3 %."))
+    lines = ledger.table([row | {"stale": row["id"] == "03.d", "holm": ""} for row in rows]).splitlines()
+    assert lines[0] == "| what was found | toy | emoji |" and len(lines) == 4
+    link = "(notebooks/03_spatial_clustering.ipynb))"
+    assert lines[2] == f"| D hurts. *D cost 3 %.* ([03]{link} | **undecided**, stale | not yet |"
+    assert lines[3].endswith("| **undecided**, n = 12 | **contradicted**, n = 12 |")
+    assert "0.05 (-0.05 to 0.15), n = 12: **undecided**, about 41 would decide" in ledger.page(
+        [row | {"stale": False, "holm": ""} for row in rows]
+    )
 
 
-def test_what_a_claim_says_is_text_and_no_markup():
+def test_what_a_claim_says_is_text_and_no_markup(monkeypatch):
     bad = "<script>alert(1)</script>\n|a| <!-- end of results -->"
     rows = [row(model=bad, sentence=bad, measure=bad, note=bad) | {"stale": True, "holm": ""}]
-    for text in (ledger.table(rows, ["02.a-b"]), ledger.page(rows), ledger.sources(rows)):
+    monkeypatch.setattr(ledger, "FINDINGS", {"02.a-b": "A hurts more."})
+    rows[0] |= {"note": f"{bad}.", "model": "toy"}
+    for text in (ledger.table(rows), ledger.page(rows)):
         assert "<" not in text and "&lt;script&gt;" in text
-    (*_, line) = ledger.table(rows, ["02.a-b"]).splitlines()
-    assert r"alert(1)&lt;/script&gt; \|a\| &lt;!--" in line

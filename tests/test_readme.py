@@ -19,7 +19,6 @@ from markdown_it import MarkdownIt
 from nbformat.v4 import new_code_cell
 
 import massact_utils as mu
-from massact_utils.results import claims
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -132,42 +131,6 @@ def test_the_example_of_reading_results(tmp_path, monkeypatch):
     exec(example, names := {})
     assert names["claims"].id.tolist() == ["03.top-above-random"]
     assert (tmp_path / "runs/purity.csv").read_text() == "set,purity\ntop 12,0.5\n"
-
-
-CLASSES = ("base", "flux1", "sd3", "qwen", "sana", "pixart")
-HEADLINES = {  # what the sentences under Results rest on
-    "02.top-above-outside": "holds",
-    "02.top-above-bottom": "holds",
-    "02.pattern-above-outside": "holds",
-    "02.pattern-above-level": "holds",
-    "02.pattern-is-the-subjects": "holds",
-    "02.level-is-the-cause": "holds",
-    "02.norm-is-the-cause": "contradicted",
-    "02.one-layer-keeps": "contradicted",
-    "03.top-above-outside": "holds",
-    "03.top-above-outside-anywhere": "holds",
-    "03.top-above-caption": "holds",
-    "03.polarity-loses-the-subject": "holds",
-    "03.top-above-picture": "holds",
-    "03.plan-above-caption": "undecided",
-    "03.plan-above-outside": "holds",
-    "04.subject-follows": "holds",
-    "04.more-arrives": "holds",
-    "04.level-is-around": "holds",
-    "04.rest-stays": "contradicted",
-    "04.above-outside": "undecided",
-    "04.pattern-is-subject": "holds",
-    **{f"05.{of}-{what}": "holds" for of in CLASSES for what in ("peak", "code", "gate")},
-    **{f"05.{of}-lead": "undecided" if of == "sd3" else "contradicted" for of in CLASSES},
-    "05.no-modulation-peak": "holds",
-    "05.scalar-peak": "holds",
-    **{f"05.{change}-peak": "contradicted" for change in ("rotated", "muon", "bias", "gated-norm")},
-}
-
-
-def test_the_headline_findings_are_those_of_the_ledger():
-    known = claims.evidence("toy")
-    assert {id: known[id]["verdict"] for id in HEADLINES} == HEADLINES, "rewrite the sentences above the README's table"
 
 
 @pytest.mark.parametrize("path", ["README.md", *(f"docs/{name}.md" for name in ("models", "scale", "results"))])

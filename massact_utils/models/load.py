@@ -220,7 +220,7 @@ def _reports():
 def defaults(pipe) -> dict:
     """The call defaults of a known model, found by the id or folder a pipeline was loaded from; {} for any other.
 
-    Any pipeline whose transformer has an embedded model's configuration, such as a copy in another folder, has its own.
+    Any pipeline of an embedded model's configuration, such as a copy in another folder, has that model's own.
     """
     origin = str(getattr(pipe, "name_or_path", None) or pipe.config.get("_name_or_path") or "")
     named = (call for where, call, *_ in KNOWN.values() if origin == str(where))
@@ -229,12 +229,15 @@ def defaults(pipe) -> dict:
 
 
 def _alike(pipe, folder: Path) -> bool:
-    """Whether a pipeline's transformer has the configuration of that in a folder."""
-    file, own = folder / "transformer" / "config.json", getattr(getattr(pipe, "transformer", None), "config", {})
-    if not file.is_file():
+    """Whether a pipeline's transformer has the configuration of one in a folder, and its text encoder as many words."""
+    files = [folder / part / "config.json" for part in ("transformer", "text_encoder")]
+    if not all(file.is_file() for file in files):
         return False
-    wanted = {name: value for name, value in json.loads(file.read_text()).items() if not name.startswith("_")}
-    return wanted == json.loads(json.dumps({name: own.get(name) for name in wanted}, default=str))
+    wanted, words = (json.loads(file.read_text()) for file in files)
+    wanted = {name: value for name, value in wanted.items() if not name.startswith("_")}
+    own = getattr(getattr(pipe, "transformer", None), "config", {})
+    same = getattr(getattr(getattr(pipe, "text_encoder", None), "config", None), "vocab_size", 0) == words["vocab_size"]
+    return same and wanted == json.loads(json.dumps({name: own.get(name) for name in wanted}, default=str))
 
 
 def generate(pipe, prompts, *, seeds=0, **call) -> list:
