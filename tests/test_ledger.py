@@ -110,6 +110,15 @@ def test_evidence_is_stale_once_what_decides_its_numbers_changes(root, file, old
         assert ("The evidence on big is stale for 02: code has changed since." in page.read_text()) == stale
 
 
+def test_prompts_that_are_the_models_own_decide_where_none_are_named(root):
+    notebook, file = root / "notebooks" / "02_disruption.ipynb", root / "data" / "prompts" / "everyday.txt"
+    made = []
+    for text in ("a dog\n", "a cat\n"):
+        file.write_text(text)
+        made.append([digest.digest(notebook, PARAMETERS | {"prompts": prompts}) for prompts in ("", "words")])
+    assert made[0][0] != made[1][0] and made[0][1] == made[1][1]
+
+
 def test_pages_are_filled_and_then_nothing_changes(root):
     ledger.main(root)
     readme, rows = (root / "README.md").read_text(), ledger.rows(root)
