@@ -70,6 +70,14 @@ def test_the_embedded_model_missing_says_how_to_make_it(monkeypatch, tmp_path):
         mu.load("toy")
 
 
+def test_a_model_that_is_still_in_training_says_so(monkeypatch, tmp_path):
+    (tmp_path / "klein").symlink_to(load.KNOWN["toy"].where)
+    monkeypatch.setitem(load.KNOWN, "toy", load.KNOWN["toy"]._replace(where=tmp_path / "klein"))
+    (tmp_path / "training.json").write_text('{"klein": {"steps": 2000, "planned": 60000}}')
+    with pytest.warns(UserWarning, match=r"'toy' is in training, at step 2,000 of 60,000"):
+        mu.load("toy", device="cpu")
+
+
 def test_names_and_folders_that_are_no_model(tmp_path):
     with pytest.raises(ValueError, match=r"'tpy' is no known.*known: toy, emoji, flux.1-dev"):
         mu.load("tpy")

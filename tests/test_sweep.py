@@ -225,12 +225,12 @@ def test_papermill_itself_stops_at_a_misspelt_parameter(folder):
 def test_ctrl_c_says_in_one_line_what_is_kept(folder):
     notebook = write_notebook(folder / "a.ipynb", "import time; time.sleep(600)")
     command = [sys.executable, "-m", "massact_utils.sweep", notebook, "--out", "runs"]
-    with open("printed.txt", "w") as printed:  # what it started may hold a pipe a moment longer
+    with open(folder / "printed.txt", "w") as printed:  # what it started may hold a pipe a moment longer
         process = subprocess.Popen(command, stdout=printed, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list((folder / "runs").glob("a/*.unfinished.ipynb")) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(2)
     assert process.wait(timeout=300) == 130
-    lines = [line for line in Path("printed.txt").read_text().splitlines() if line]
+    lines = [line for line in (folder / "printed.txt").read_text().splitlines() if line]
     assert lines == ["Stopped; finished batches are kept in runs, and the same command goes on with the rest."]

@@ -363,7 +363,7 @@ def train_klein(embedded: Embedded, steps: int, warm: bool = False, seed: int = 
         ema.copy_to(weights)
         save_klein(to, vae, text_encoder, transformer, tokenizer)
         ema.restore(weights)
-        note(to, "klein", steps=step, samples=history["samples"], loss=loop.extra["loss"])
+        note(to, "klein", steps=step, planned=steps, samples=history["samples"], loss=loop.extra["loss"])
 
     loop.run(loss_of, each=publish)
     if RANK == 0:
