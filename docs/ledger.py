@@ -17,16 +17,16 @@ from digest import digest
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = "<!-- results -->\n", "<!-- end of results -->"
 FINDINGS = {  # the README's rows: a claim, and what it says to somebody who knows none of our words
-    "02.top-above-outside": "Zero a dozen massive channels and the picture is gone. Zero a dozen others and little "
-    "happens.",
-    "02.pattern-is-the-subjects": "Their pattern marks the subject: flatten it and the subject's words can no longer "
-    "be read off the picture, while the ground's can.",
+    "02.top-above-outside": "Set a dozen massive channels to zero and the picture is gone. A dozen others at zero "
+    "cost little.",
+    "02.pattern-is-the-subjects": "Their pattern marks the subject: flatten it, and a CLIP no longer reads the "
+    "subject's words off the picture, but still the ground's.",
     "04.level-is-around": "Their level paints the ground: copied from another picture, it brings that one's ground.",
     "03.top-above-outside": "Cluster the tokens on them and the subject appears, more exactly than on other channels.",
-    "04.more-arrives": "Copied into another picture they bring their subject, more of it than other channels bring. "
-    "Light and style come along, so a clean swap is rare.",
-    "05.scalar-peak": "They grow where modulation has a number for every channel. Trained with one number for all, the "
-    "largest channel stays at about a third of its size.",
+    "04.more-arrives": "Copied into another picture they bring more of their own picture, subject and ground, than "
+    "other channels do. A clean swap of the subject alone is rare.",
+    "05.scalar-peak": "They grow where the timestep scales every channel separately (modulation). Trained with one "
+    "scale for all channels, the largest stays at about a third of what it reaches otherwise.",
 }
 EMBEDDED = ("toy", "emoji")  # the README's columns
 INTRODUCTION = """\
