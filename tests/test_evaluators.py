@@ -14,9 +14,6 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoTokenizer,
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
     Dinov2Config,
     Dinov2Model,
     Mask2FormerConfig,
@@ -25,6 +22,7 @@ from transformers import (
 )
 from transformers import Mask2FormerImageProcessorPil as Processor
 
+import tiny
 from massact_utils import places
 from massact_utils.measures import evaluators, transfer
 from massact_utils.measures.masks import iou
@@ -174,19 +172,7 @@ def test_an_embedded_evaluator_that_is_missing_says_how_it_is_made(monkeypatch, 
 
 def test_a_clip_of_another_make_reads_everyday_pictures_from_end_to_end(tmp_path):
     """With random weights it is told to read at chance; its answers are words of the world, or none."""
-    toy, image_size = places.data("toy") / "clip", {"image_size": 32, "patch_size": 16}
-    tokenizer, small = (
-        AutoTokenizer.from_pretrained(toy),
-        dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1),
-    )
-    text = small | dict(vocab_size=len(tokenizer), num_attention_heads=2, eos_token_id=tokenizer.eos_token_id)
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config=text, vision_config=small | image_size | {"num_attention_heads": 2}, projection_dim=16
-    )
-    CLIPModel(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    CLIPImageProcessorPil(size={"height": 32, "width": 32}, crop_size=32).save_pretrained(tmp_path)
+    tiny.random_clip(tmp_path)
     how, texts = dict(evaluator=str(tmp_path)), [everyday.pairs(3)[i][j] for j in (0, 1) for i in range(3)]
     with pytest.warns(UserWarning, match="reads these words of captions at chance"):
         evaluators.check_world(everyday, str(tmp_path))

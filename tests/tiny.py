@@ -11,6 +11,10 @@ import torch
 from diffusers import Flux2KleinPipeline
 from PIL import Image
 from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     Qwen2Tokenizer,
@@ -19,6 +23,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
 )
+
+from massact_utils import places
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -365,3 +371,18 @@ def z_image():
 
 RECIPES = (flux, flux_cfg, flux_img2img, kontext, klein_cfg, klein_distilled, klein_references, klein_kv, flux2_dev)
 RECIPES += (qwen, qwen_edit, sd3, sd3_skip, sd3_img2img, pixart, pixart_alpha, pixart_ddim, sana, sana_sprint, z_image)
+
+
+def random_clip(folder):
+    """A small CLIP of random weights, saved in a folder, with the tokenizer of the toy's."""
+    tokenizer = AutoTokenizer.from_pretrained(places.data("toy", "clip"))
+    small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=small | dict(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id),
+        vision_config=small | {"image_size": 32, "patch_size": 16},
+        projection_dim=16,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"height": 32, "width": 32}, crop_size=32).save_pretrained(folder)
