@@ -130,6 +130,15 @@ def planted(monkeypatch):
     monkeypatch.setattr(evaluators, "image_features", features)
 
 
+def test_an_embedded_clip_warns_of_captions_that_it_never_learned():
+    images = noise(2)
+    with pytest.warns(UserWarning, match="'toy' knows its own world's captions alone, and 'a fox in the snow' is none"):
+        evaluators.alignment(images, ["a red star on a blue plain ground", "a fox in the snow"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluators.alignment(images[:1], ["a red star on a blue plain ground"])
+
+
 def test_any_clip_reads_any_world_and_may_answer_none(planted):
     images = ["red car snow night", "fox beach", "noise"]
     read = evaluators.read_attributes(images, everyday, evaluator="own/clip")

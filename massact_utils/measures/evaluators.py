@@ -17,7 +17,7 @@ import torch
 
 from .. import places
 from ..models.load import KNOWN, quiet, settings
-from ..worlds import grammar
+from ..worlds import emojiworld, grammar, toyworld
 
 BATCH = 64
 BACKGROUND = {"background", "void", "unlabeled", "unlabelled"}
@@ -160,11 +160,28 @@ def alignment(images, prompts, *, evaluator: str = "toy", device=None) -> np.nda
     """How well each image shows its prompt: cosine of their CLIP features, (B,), -1 to 1.
 
     CLIPScore (arXiv 2104.08718) is 2.5 times this, or 0 where it is negative. Raises what `image_features` and
-    `text_features` raise, and ValueError for another number of prompts than images.
+    `text_features` raise, and ValueError for another number of prompts than images; warns where an embedded world's
+    CLIP is asked of other captions than that world's, of which it knows nothing.
     """
     check_pairs(images, prompts)
+    for world in (toyworld, emojiworld) if evaluator in EMBEDDED else ():
+        if world.OWN == evaluator and (other := next((text for text in prompts if not _says(world, text)), None)):
+            warnings.warn(
+                f"evaluator {evaluator!r} knows its own world's captions alone, and {other!r} is none of them: its "
+                "scores mean nothing here; name a CLIP of the Hub",
+                stacklevel=2,
+            )
     options = dict(evaluator=evaluator, device=device)
     return (image_features(images, **options) * text_features(prompts, **options)).sum(-1).numpy()
+
+
+def _says(world, text: str) -> bool:
+    """Whether a text is a caption of a world."""
+    try:
+        world.parse(text)
+    except ValueError:
+        return False
+    return True
 
 
 def read_attributes(images, world, *, evaluator: str = "toy", device=None) -> pd.DataFrame:
