@@ -149,9 +149,12 @@ def test_a_run_is_compared_with_the_evidence(published):
     )
     rows = [row("02.a", "big", value=0.55), row("02.b", "big", value=0.9), row("02.c", "big"), row("02.e", "big")]
     rows += [row("02.d", "big", measure="another")]
+    rows += [row("02.d", "big", value, n=4) | dict(low=None, high=None) for value in (0.501, 0.6)]
     lines = claims.compare_with_evidence(rows, "big").splitlines()
-    words = ["agrees", "differs", "none", "none", "other parameters"]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:7]]
+    within = [f"{side} this run's interval" for side in ("inside", "outside")]
+    words = [*within, "none", "none", "measured otherwise"]
+    words += ["the same to two digits", "this run has no interval"]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:9]]
     assert ["none" if line[3] == "" else line[3] for line in cells] == words
     assert cells[0][0] == "A hurts more than B. *PSNR, dB, above 0*"
     assert cells[0][1:3] == ["0.55 (0.45 to 0.65), n = 12: holds", "0.50 (0.40 to 0.60), n = 12: holds"]

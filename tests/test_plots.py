@@ -164,8 +164,9 @@ def pixel(ax, row, column, down=4, across=4):
 
 def test_a_columns_mean_stands_under_it(ax):
     pictures = {(row, name): np.zeros((8, 8, 3), np.uint8) for row in "ab" for name in ("untouched", "top, zero")}
-    plots.columns(pictures, {"untouched": [0.0] * 8, "top, zero": [0.5, 0.75] * 4}, ax=ax)
+    plots.columns(pictures, {"untouched": [0.0] * 8, "top, zero": [0.5, 0.75] * 4}, ax=ax, label="fit lost")
     (below,) = ax.child_axes
+    assert below.get_ylabel() == "fit lost"
     bars = [bar.lines[0].get_xydata().tolist() for bar in below.containers]
     assert bars == [[[ax.get_xticks()[0], 0]], [[ax.get_xticks()[1], 0.625]]] and below.get_xlim() == ax.get_xlim()
     assert [text.get_text() for text in below.texts] == ["0%", "62%"]

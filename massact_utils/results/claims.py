@@ -141,10 +141,10 @@ def box(which: str | list[str], model: str = "toy"):
 
 
 def compare_with_evidence(rows: list[dict], model: str) -> str:
-    """A run's claims beside the evidence on its model, as a table in Markdown, and whether they agree.
+    """A run's claims beside the evidence on its model, as a table in Markdown, and how the two stand to each other.
 
-    They agree when the published value lies in the run's interval (to two digits, where the run has none). Other
-    parameters measure something else, and that is said instead.
+    What is said is whether the published value lies in the run's interval, or where the run has none, as over few
+    prompts, whether it is the same to two digits. A claim that was measured otherwise is not compared.
     """
     known = evidence(model)
     lines = [(_asked(row), _rounded(row), *_compared(row, known.get(row["id"]))) for row in rows]
@@ -178,10 +178,12 @@ def _compared(row: dict, known: dict | None) -> tuple[str, str]:
     if row["value"] is None:
         return _rounded(known), ""
     if (row["measure"], row["threshold"]) != (known["measure"], known["threshold"]):
-        return _rounded(known), "other parameters"
-    inside = row["low"] is not None and row["low"] <= known["value"] <= row["high"]
-    same = inside or (row["low"] is None and f"{row['value']:.2g}" == f"{known['value']:.2g}")
-    return _rounded(known), "agrees" if same else "differs"
+        return _rounded(known), "measured otherwise"
+    if row["low"] is None or row["high"] is None:
+        same = f"{row['value']:.2g}" == f"{known['value']:.2g}"
+        return _rounded(known), "the same to two digits" if same else "this run has no interval"
+    inside = row["low"] <= known["value"] <= row["high"]
+    return _rounded(known), f"{'inside' if inside else 'outside'} this run's interval"
 
 
 def _rounded(row: dict) -> str:

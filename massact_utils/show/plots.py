@@ -71,8 +71,8 @@ def contact_sheet(pictures, *, ax):
     return ax
 
 
-def columns(pictures, scores: dict, *, ax):
-    """A contact sheet, and under each column the mean of its scores, with 95 % interval.
+def columns(pictures, scores: dict, *, ax, label: str):
+    """A contact sheet, and under each column the mean of its scores, named `label`, with 95 % interval.
 
     pictures {(row, column): image}; scores {column: as for `intervals`}. A column that begins with a channel set, as in
     "top, zero", has its colour.
@@ -85,7 +85,7 @@ def columns(pictures, scores: dict, *, ax):
         height = np.mean(values)
         below.annotate(f"{height:z.0%}", (place, height), (7, 4), textcoords="offset points")
     ax.set_xticks(places, [fill(name, 13) for name in scores])
-    below.set(xlim=ax.get_xlim(), xticks=[])
+    below.set(xlim=ax.get_xlim(), xticks=[], ylabel=label)
     below.yaxis.set_major_formatter(PercentFormatter(1, 0))
     below.axhline(0, color="#BBBBBB", lw=0.8, zorder=0)
     return ax
@@ -270,11 +270,11 @@ def plane(points: dict, *, ax, corners: dict | None = None):
     """Arms in a plane of two measures, from 0 to 1, a dot with its name at the mean of each: {name: (x, y)}, scores as
     for `intervals`; corners {(x, y): words}. A name that begins with a channel set has its colour.
     """
-    names = []  # where they stand
-    for name, scores in points.items():
-        x, y = map(np.mean, scores)
-        colour, left = COLOURS.get(name.partition(",")[0], "#555555"), 0.3 < x < 0.72
-        free = (y + up for up in (0, 0.05, -0.05, 0.1, -0.1, 0.15))  # the first place that no other name has
+    dots, names = [tuple(map(np.mean, scores)) for scores in points.values()], []  # names: where they stand
+    for name, (x, y) in zip(points, dots, strict=True):
+        colour, left = COLOURS.get(name.partition(",")[0], "#555555"), x > 0.3
+        struck = [b for a, b in dots if 0.02 < (x - a if left else a - x) < 0.2]  # dots where the name would stand
+        free = [y + up for up in (0, 0.05, -0.05, 0.1, -0.1, 0.15) if all(abs(y + up - b) > 0.03 for b in struck)]
         at = next((h for h in free if all(abs(x - a) > 0.35 or abs(h - b) > 0.045 for a, b in names)), y)
         names.append((x, at))
         ax.plot(x, y, "o", ms=8, color=colour)
@@ -282,7 +282,7 @@ def plane(points: dict, *, ax, corners: dict | None = None):
     for place, words in (corners or {}).items():
         ax.plot(*place, "s", ms=10, mfc="none", color="#999999")
         ax.annotate(words, place, (0, 9), textcoords="offset points", ha="center", color="#777777")
-    ax.set(xlim=(-0.05, 1.3), ylim=(-0.12, 1.15), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    ax.set(xlim=(-0.05, 1.13), ylim=(-0.12, 1.15), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     return ax
 
 
