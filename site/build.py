@@ -11,7 +11,7 @@ from sphinx.cmd.build import build_main
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "notebooks", "docs")
-PARTS = ("data", "data/toy", "data/origins", "benchmarks", "tests")  # their pages and pictures alone
+PARTS = ("data", "data/toy", "data/emoji", "data/origins", "benchmarks", "tests")  # their pages and pictures alone
 SHOWN = {".md", ".png", ".webp", ".py"}
 
 
@@ -25,7 +25,7 @@ def gather(source: Path) -> None:
     for folder in PARTS:
         (source / folder).mkdir(parents=True, exist_ok=True)
         for path in (ROOT / folder).iterdir():
-            if path.suffix in SHOWN:
+            if path.suffix in SHOWN or path.name == "NOTICE":
                 shutil.copy(path, source / folder)
 
 

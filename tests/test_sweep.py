@@ -1,9 +1,11 @@
 """Executing notebooks: parameters are checked before, results appear when complete, pages lead to pages."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import nbformat
 import papermill
@@ -226,7 +228,8 @@ def test_ctrl_c_says_in_one_line_what_is_kept(folder):
     notebook = write_notebook(folder / "a.ipynb", "import time; time.sleep(600)")
     command = [sys.executable, "-m", "massact_utils.sweep", notebook, "--out", "runs"]
     with open(folder / "printed.txt", "w") as printed:  # what it started may hold a pipe a moment longer
-        process = subprocess.Popen(command, stdout=printed, stderr=subprocess.DEVNULL)
+        heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a test in the background may ignore it
+        process = subprocess.Popen(command, stdout=printed, stderr=subprocess.DEVNULL, preexec_fn=heeded)
     deadline = time.monotonic() + 120
     while not list((folder / "runs").glob("a/*.unfinished.ipynb")) and time.monotonic() < deadline:
         time.sleep(0.1)

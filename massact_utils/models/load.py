@@ -122,13 +122,12 @@ def _resolve(name: str) -> Path | str:
     where = settings(name).where
     folder = Path(where).expanduser()
     if name and folder.is_dir() and (name not in KNOWN or (folder / "model_index.json").exists()):
-        if name in KNOWN:
-            done = json.loads((folder.parent / "training.json").read_text())["klein"]
+        record = folder.parent / "training.json"
+        if name in KNOWN and record.is_file():
+            done = json.loads(record.read_text())["klein"]
             if done["steps"] < done.get("planned", 0):
-                reached = f"step {done['steps']:,} of {done['planned']:,}"
-                warnings.warn(
-                    f"{name!r} is in training, at {reached}: it does not draw yet what it is asked", stacklevel=3
-                )
+                at = f"step {done['steps']:,} of {done['planned']:,}"
+                warnings.warn(f"{name!r} is in training, at {at}: it does not draw yet what it is asked", stacklevel=3)
         return folder
     if isinstance(where, Path):
         raise FileNotFoundError(
