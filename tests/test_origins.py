@@ -322,7 +322,8 @@ def test_a_verdict_needs_a_range_a_base_and_a_loss():
     expected = ["holds", "contradicted", "undecided", "did not train", "undecided", "not trained yet"]
     assert rows.verdict.tolist() == expected
     assert rows.loc[0, ["value", "low", "high"]].tolist() == pytest.approx([-7 / 3, -3, -2])
-    text = "Of 5 claims, 1 holds: less; 1 contradicted: same; 2 undecided: both, once; 1 did not train: lost."
+    text = "Of 5 claims, 1 holds: less; 1 contradicted: same; 2 undecided: both, once;"
+    text += " 1 left out, for a loss over 110% of the base's: lost."
     assert verdicts.sentence(rows) == f"{text} A verdict takes 3 seeds."
     nothing = verdicts.verdicts(known, trained({"base": [16]}))
     assert verdicts.sentence(nothing) == "No variant of this question is trained yet."
@@ -333,8 +334,8 @@ def test_a_verdict_needs_a_range_a_base_and_a_loss():
 @pytest.mark.parametrize(
     "rotated, scalar, both, text",
     [
-        (4, 16, 4, "hangs on Adam's axes, and then not on modulation's."),
-        (16, 4, 2, "and then not on Adam's axes; without it, those still add to it."),
+        (4, 16, 4, "So Adam's axes matter most; modulation adds nothing that shows."),
+        (16, 4, 2, "So modulation matters most; Adam's axes add less."),
         (4, 4, 4, "25% was left where the optimiser saw rotated axes, 25% where modulation"),
         (4, 4, 4, "needs both"),
         (16, 16, 4, "needs one of the two"),

@@ -142,9 +142,14 @@ def heatmap(table, *, ax, label: str = "", log: bool = False, **look):
 
 
 def components(shares, *, ax):
-    """Variance components as stacked bars: shares, a table with a row for each bar and a column for each component."""
+    """Variance components as stacked bars: shares, a table with a row for each bar and a column for each component.
+
+    Combinations ("prompt x step") after the first are one part of the bar.
+    """
+    if rest := [name for name in shares if " x " in name][1:]:
+        shares = shares.drop(columns=rest).assign(**{"other combinations": shares[rest].sum(axis=1)})
     shades = ["#DDDDDD", COLOURS["top"], COLOURS["bottom"], COLOURS["random"]]
-    shades += [colormaps["Greys"](x) for x in np.linspace(0.35, 0.9, max(len(shares.columns) - 4, 1))]
+    shades += [colormaps["Greys"](x) for x in np.linspace(0.55, 0.9, max(len(shares.columns) - 4, 1))]
     shares.plot.barh(stacked=True, color=shades[: len(shares.columns)], width=0.8, legend=False, ax=ax)
     ax.invert_yaxis()
     ax.set(xlim=(0, 1), xlabel="share")
@@ -174,17 +179,24 @@ def tiles(maps, grid, *, ax, columns: int = 4):
 def birth(losses, excess, overlap, chance: float, *, axes):
     """When training makes massive channels, on two axes: size beside the loss, and agreement with the last top set.
 
-    losses: a table with step and loss; excess (step, sigma): largest over median; overlap (step): Jaccard index.
+    losses: a table with step, grid and loss, with a line where the grid becomes finer; excess (step, sigma): largest
+    over median; overlap (step): Jaccard index.
     """
     axes[0].plot(losses.step, losses.loss, color=COLOURS["median"], lw=1)
     axes[0].set(xscale="log", yscale="log", xlabel="training step", ylabel="loss (grey)")
+    for step in losses.step[losses.grid.diff() > 0]:
+        axes[0].axvline(step, color=COLOURS["median"], lw=0.8, ls=":")
+        axes[0].text(
+            step, 0.98, "finer grid ", transform=axes[0].get_xaxis_transform(), ha="right", va="top", fontsize=8
+        )
     right = axes[0].twinx()
     for sigma, style in zip(excess.sigma.values, ("-", "--", ":"), strict=False):
         right.plot(excess.step, excess.sel(sigma=sigma), color=COLOURS["top"], ls=style, label=f"{sigma:g}")
     right.set_ylabel("largest channel / median")
     right.legend(title="noise level", fontsize="small", frameon=False, loc="center left")
     axes[1].plot(overlap.step, overlap, color=COLOURS["top"], marker="o", ms=3)
-    axes[1].axhline(chance, color=COLOURS["random"], ls="--")
+    axes[1].axhline(chance, color=COLOURS["random"], ls="--", label="two random sets")
+    axes[1].legend(frameon=False, loc="center left")
     axes[1].set(xscale="log", ylim=(0, 1.03), xlabel="training step", ylabel="Jaccard index with the last top set")
     large = (excess.mean("sigma") > 5).values
     if large.any():

@@ -321,9 +321,10 @@ def _webp(image, side: int = 192) -> str:
 
 
 def _figure(pictures: dict, caption: str) -> Figure:
-    figure = Figure(figsize=(3 * len(pictures), 3.5), layout="constrained")
+    figure = Figure(figsize=(3 * len(pictures), 3.8), layout="constrained")
     for i, (words, picture) in enumerate(pictures.items(), 1):
-        ax = figure.add_subplot(1, len(pictures), i, title=textwrap.fill(words, 34))
+        ax = figure.add_subplot(1, len(pictures), i)
+        ax.set_title(textwrap.fill(words, 34), fontsize=10)
         ax.imshow(picture, interpolation="nearest")
         ax.set_axis_off()
     figure.supxlabel(textwrap.fill(caption, 42 * len(pictures)), fontsize=9)

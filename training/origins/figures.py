@@ -12,23 +12,12 @@ from matplotlib.patches import Rectangle
 
 from massact_utils.show.plots import COLOURS
 
-from .verdicts import LABELS
+from .verdicts import LABELS, NAMES
 
 MARKS = {  # verdict -> face of its mark, its edge, and of words on it
     "holds": ("#444444", "#444444", "white"),
     "contradicted": ("white", "#444444", "black"),
     "undecided": ("#CFCFCF", "#999999", "black"),
-}
-NAMES = {  # of variants whose own name says too little
-    "no-modulation": "no modulation",
-    "scalar": "one gate and scale for all channels",
-    "rotated": "Adam blind to axes",
-    "rotated-scalar": "one gate and scale, Adam blind to axes",
-    "gates-alone": "gates, no shift and scale",
-    "no-gates": "no gates",
-    "gated-norm": "a gate after the norm",
-    "bias": "a learned bias",
-    "muon": "Muon for Adam",
 }
 NONE = ("#F4F4F4", "#CFCFCF", "#777777")  # not measured, not trained, did not train
 
@@ -59,16 +48,18 @@ def ranges(rows, *, ax):
 def panels(numbers, variants, measures, *, axes):
     """A measure of variants on each of some axes, a dot for each seed; the grey band is the base's range over seeds.
 
-    `numbers` as `verdicts.numbers` gives them.
+    `numbers` as `verdicts.numbers` gives them; logarithms are drawn as what they are of.
     """
     for measure, ax in zip(measures, axes, strict=True):
-        base = numbers.loc["base", measure]
+        column, label = numbers[measure], LABELS[measure].removesuffix(", log2")
+        column = column if label == LABELS[measure] else 2**column
+        base = column.loc["base"]
         ax.axvspan(base.min(), base.max(), color="#CCCCCC", lw=3)
         for y, variant in enumerate(variants):
-            values = numbers.loc[variant, measure]
+            values = column.loc[variant]
             ax.plot(values, [y] * len(values), "o", color=COLOURS["top"], alpha=0.7)
-        ax.set(xlabel=LABELS[measure], ylim=(len(variants) - 0.5, -0.5))
-        ax.set_yticks(range(len(variants)), variants)
+        ax.set(xlabel=label, ylim=(len(variants) - 0.5, -0.5))
+        ax.set_yticks(range(len(variants)), [NAMES.get(name, name) for name in variants])
         ax.ticklabel_format(axis="x", useOffset=False)
         ax.locator_params(axis="x", nbins=5)
     return axes
@@ -84,11 +75,13 @@ def grid(rows, variants, claims, *, ax):
         row = cells.loc[claim["measure"], variant]
         face, _, ink = MARKS.get(row.verdict, NONE)
         ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fc=face, ec="#999999"))
-        value = "" if np.isnan(row.value) else f"{round(row.value, 2) + 0.0:.2f}\n"
+        value = "" if np.isnan(row.value) else f"{_plain(claim['measure'], row.value)}\n"
         ax.text(x, y, f"{value}{row.verdict}", ha="center", va="center", color=ink, fontsize=9)
     ax.set(xlim=(-0.5, len(variants) - 0.5), ylim=(len(claims) - 0.5, -0.5))
     ax.set_xticks(range(len(variants)), variants)
-    ax.set_yticks(range(len(claims)), [f"{LABELS[c['measure']]}\n{c['side']} {c['threshold']:g}" for c in claims])
+    labels = [f"{LABELS[c['measure']].removesuffix(', log2')}\n{c['side']} " for c in claims]
+    ends = [_plain(c["measure"], c["threshold"], ".0f", "g") for c in claims]
+    ax.set_yticks(range(len(claims)), [label + end for label, end in zip(labels, ends, strict=True)])
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     return ax
@@ -147,6 +140,11 @@ def live(rows, name: str, *, axes):
         ax.set(title=title, xlabel="step of training")
     axes[0].legend(frameon=False)
     return axes
+
+
+def _plain(measure: str, value: float, multiple: str = ".1f", number: str = "z.2f") -> str:
+    """A value in words: of a logarithm to the base 2, the multiple that it is of."""
+    return f"{2**value:{multiple}} x" if LABELS[measure].endswith(", log2") else f"{value:{number}}"
 
 
 def _multiples(ax):

@@ -22,6 +22,17 @@ LABELS = {  # the plan's measures, and what they are made of
     "mIoU outside": "mIoU, outside",
 }
 LEVELS = {"peak": "The largest channel over the median was", "code": "The top's mIoU minus that of others was"}
+NAMES = {  # of variants whose own name says too little
+    "no-modulation": "no modulation",
+    "scalar": "one gate and scale for all channels",
+    "rotated": "Adam blind to axes",
+    "rotated-scalar": "one gate and scale with Adam blind to axes",
+    "gates-alone": "gates without shift and scale",
+    "no-gates": "no gates",
+    "gated-norm": "a gate after the norm",
+    "bias": "a learned bias",
+    "muon": "Muon for Adam",
+}
 PARTS = ["loss", "zero top", "zero outside", "zero bottom", "no pattern", "no level"]  # loss, and what edits add
 VERDICTS = ("holds", "contradicted", "undecided", "did not train", "not measured")
 RUN = ["variant", "seed"]
@@ -177,11 +188,14 @@ def sentence(rows: pd.DataFrame) -> str:
     if trained.empty:
         return "No variant of this question is trained yet."
     claims = trained.variant.value_counts()
-    names = [row.variant + (f" ({row.measure})" if claims[row.variant] > 1 else "") for row in trained.itertuples()]
+    names = [NAMES.get(row.variant, row.variant) for row in trained.itertuples()]
+    several = [f" ({row.measure})" * (claims[row.variant] > 1) for row in trained.itertuples()]
+    names = [name + more for name, more in zip(names, several, strict=True)]
     parts = []
     for verdict in VERDICTS:
         group = [name for name, own in zip(names, trained.verdict, strict=True) if own == verdict]
         verb = "hold" if verdict == "holds" and len(group) > 1 else verdict
+        verb = f"left out, for a loss over {WORSE:.0%} of the base's" if verdict == "did not train" else verb
         parts += [f"{len(group)} {verb}: {', '.join(group)}"] if group else []
     few = f" A verdict takes {SEEDS} seeds." if trained.seeds.between(1, SEEDS - 1).any() else ""
     return f"Of {len(trained)} claim{'s' * (len(trained) > 1)}, {'; '.join(parts)}.{few}"
@@ -197,20 +211,14 @@ def adam_or_modulation(rows: pd.DataFrame) -> str:
     left = [f"{2 ** peaks.value[name]:.0%}" for name in names]
     text = (
         f"Of the base's peak {left[0]} was left where the optimiser saw rotated axes, {left[1]} where modulation "
-        f"scaled all channels alike, and {left[2]} with both. So the peak "
+        f"scaled all channels alike, and {left[2]} with both. "
     )
     if adam == modulation:
-        return text + f"needs {'both' if adam else 'one of the two' if both else 'neither'}."
-    needed, other = (
-        ("Adam's axes", "modulation's") if adam else ("a modulation with a number for every channel", "Adam's axes")
-    )
+        return text + f"So the peak needs {'both' if adam else 'one of the two' if both else 'neither'}."
+    main, other = ("Adam's axes", "modulation") if adam else ("modulation", "Adam's axes")
     more = bool(peaks.high["rotated-scalar"] < peaks.low["rotated" if adam else "scalar"])
-    return (
-        text
-        + f"hangs on {needed}, and then not on {other}"
-        + "; without it, those still add to it." * more
-        + "." * (not more)
-    )
+    verb, adds = ("matter", "adds") if adam else ("matters", "add")
+    return f"{text}So {main} {verb} most; {other} {adds} {'less' if more else 'nothing that shows'}."
 
 
 # ---------------------------------------------------------------- for the notebook
@@ -247,15 +255,23 @@ def level(numbers: pd.DataFrame, variant: str, measure: str) -> str:
 
 def said(row) -> str:
     """What was found of one claim, in levels where it is of the peak."""
-    ends, over = (row.value, row.low, row.high), f"over {row.seeds} seeds"
+    ends, over = (row.value, row.low, row.high), f"over {row.seeds} seed{'s' if row.seeds > 1 else ''}"
+    name = NAMES.get(row.variant, row.variant)
     if row.measure == "peak" and row.against == "base":
         each = [f"{2**x:.0%}" for x in ends]
-        return f"With {row.variant} the largest channel was {each[0]} of the base's ({each[1]} to {each[2]} {over})."
+        return f"With {name} the largest channel was {each[0]} of the base's ({each[1]} to {each[2]} {over})."
     if row.measure == "peak":
         each = [f"{2**x:.0f}" for x in ends]
-        return f"In {row.variant} the largest channel was {each[0]} times the median ({each[1]} to {each[2]} {over})."
+        return f"In {name} the largest channel was {each[0]} times the median ({each[1]} to {each[2]} {over})."
     each = [f"{x:z.2f}" for x in ends]
-    return f"{row.variant}: {LABELS[row.measure]} {each[0]} ({each[1]} to {each[2]} {over})."
+    return f"{name}: {LABELS[row.measure]} {each[0]} ({each[1]} to {each[2]} {over})."
+
+
+def box(rows: pd.DataFrame, which: list[tuple[str, str]]) -> str:
+    """A line of Markdown for each claim of `which`, (variant, measure): what was claimed, found, and its verdict."""
+    rows = rows.set_index(["variant", "measure"], drop=False)
+    found = [rows.loc[one] for one in which]
+    return "\n".join(f"- *{row.explanation}* {said(row)} {row.verdict.capitalize()}." for row in found if row.seeds)
 
 
 def file_claims(run, rows: pd.DataFrame) -> None:
@@ -263,7 +279,7 @@ def file_claims(run, rows: pd.DataFrame) -> None:
     for row in rows[rows.seeds > 0].itertuples():
         few = row.verdict == "did not train" or row.seeds < SEEDS
         of = row.variant + {"base": " minus base", "ratio": " over base"}.get(row.against, "")
-        label = f"{LABELS[row.measure]}, {of}, {row.seeds} seeds"
+        label = f"{LABELS[row.measure]}, {of}, {row.seeds} seed{'s' if row.seeds > 1 else ''}"
         words = dict(owner=row.owner if isinstance(row.owner, str) else "ours", measure=label, side=row.side)
         words["sentence"] = row.explanation + f" Class: {row.variant}." * (row.question == "architecture")
         words |= dict(threshold=row.threshold, note=row.verdict if few else said(row))
