@@ -189,7 +189,7 @@ def sentence(rows: pd.DataFrame) -> str:
         return "No variant of this question is trained yet."
     claims = trained.variant.value_counts()
     names = [NAMES.get(row.variant, row.variant) for row in trained.itertuples()]
-    several = [f" ({row.measure})" * (claims[row.variant] > 1) for row in trained.itertuples()]
+    several = [f" ({row.measure})" if claims[row.variant] > 1 else "" for row in trained.itertuples()]
     names = [name + more for name, more in zip(names, several, strict=True)]
     parts = []
     for verdict in VERDICTS:
