@@ -63,7 +63,7 @@ def run(python, folder, *words, **variables):
 
 def test_wheel_and_sdist_are_small_and_hold_what_the_notebooks_need(dist):
     (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
-    assert wheel.stat().st_size < 40 * 2**20 and sdist.stat().st_size < 40 * 2**20
+    assert wheel.stat().st_size < 40 * 2**20 and sdist.stat().st_size < 60 * 2**20  # notebooks and pages, too
     with tarfile.open(sdist) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
     rooms = ["data", "massact_utils", "training"]
