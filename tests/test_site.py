@@ -116,7 +116,7 @@ def test_formulas_are_drawn(view, site):
     sources = page.locator("article svg[aria-label]").evaluate_all(
         "all => all.map(it => it.getAttribute('aria-label'))"
     )
-    assert any("frac" in source for source in sources)
+    assert any("sigma" in source for source in sources)
     ink = page.locator("article svg[aria-label]").first.evaluate("it => getComputedStyle(it).fill")
     assert ink == page.locator("article p").first.evaluate("it => getComputedStyle(it).color")
 
