@@ -11,7 +11,7 @@ import xarray as xr
 
 import massact_utils as mu
 from massact_utils import places
-from massact_utils.experiments import disruption, figure, spatial
+from massact_utils.experiments import disruption, figure_ground, spatial
 from massact_utils.probes.channels import select_channels
 from massact_utils.probes.disrupt import Disrupt
 from massact_utils.results import claims, files
@@ -55,8 +55,8 @@ def test_sets_of_the_plan_hold_what_they_say():
     stats, k = statistics(), 4
     bases = xr.DataArray(np.zeros((LAYERS, WIDTH, k)), dims=("layer", "channel", "rank"))
     stats = stats.assign(principal=bases, rotated=bases.expand_dims(of=["state", "pattern"], draw=8))
-    sets = figure.sets(stats.assign({"principal of the rest": bases}), k, [1], 8)
-    assert {name for name, _, _ in sets} == set(figure.SETS) and len(sets) == 4 + 3 * 8 + 1
+    sets = figure_ground.sets(stats.assign({"principal of the rest": bases}), k, [1], 8)
+    assert {name for name, _, _ in sets} == set(figure_ground.SETS) and len(sets) == 4 + 3 * 8 + 1
     top, rest = sets["top", k, 0], sets["rest", k, 0]
     for layer in range(LAYERS):
         assert sorted([*top[layer].values, *rest[layer].values]) == list(range(WIDTH))
@@ -80,25 +80,25 @@ def test_the_plan_names_the_sets_edits_and_claims_of_the_code():
         name: job["parameters"] for name, job in files.read_json(places.evidence("sizes.json"))["notebooks"].items()
     }
     assert sample["seeds"] == sizes["02_disruption"]["n_seeds"] and sample["pairs"] == sizes["04_transport"]["n_report"]
-    table = figure.arms(k, sample["ks"], draws)
-    assert set(PLAN["sets"]) == set(table.which) - {"untouched", "other noise"} == set(figure.SETS)
+    table = figure_ground.arms(k, sample["ks"], draws)
+    assert set(PLAN["sets"]) == set(table.which) - {"untouched", "other noise"} == set(figure_ground.SETS)
     assert set(PLAN["edits"]) - {"pattern transport"} == set(table.edit)
     assert set(table[table.which == "top"].k) == {*sample["ks"], k} and not table.duplicated().any()
-    cost = dict(zip(figure.SETS, (0.01, 0.0, 0.5, 0.3, 0.4, 0.35, 0.6), strict=True))
+    cost = dict(zip(figure_ground.SETS, (0.01, 0.0, 0.5, 0.3, 0.4, 0.35, 0.6), strict=True))
     rows = table.merge(pd.DataFrame(dict(image=range(12))), how="cross")
     noise = np.random.default_rng(0).normal(0, 0.01, len(rows))
     rows["semantics lost"] = rows.which.map(cost).fillna(0) + noise
     rows["place IoU"], rows["ground error"] = 0.1 + noise, 10 * rows["semantics lost"]
-    found = figure.findings(rows, k)
-    carried = pd.DataFrame([(*key, "pattern") for key in product(figure.SETS, [k], range(8))])
+    found = figure_ground.findings(rows, k)
+    carried = pd.DataFrame([(*key, "pattern") for key in product(figure_ground.SETS, [k], range(8))])
     carried.columns = ["which", "k", "draw", "part"]
     carried = pd.concat(
-        [carried[(carried.draw == 0) | carried.which.isin(figure.DRAWN)]]
+        [carried[(carried.draw == 0) | carried.which.isin(figure_ground.DRAWN)]]
         + [carried[carried.draw == 0].assign(part=part) for part in ("both", "level")]
     ).merge(pd.DataFrame(dict(pair=range(12))), how="cross")
     noise = np.random.default_rng(1).normal(0, 0.01, len(carried))
     carried["gain"], carried["along"] = 0.7 - carried.which.map(cost) + noise, 0.1
-    found |= figure.transport_findings(carried.assign(arrives=carried.gain), k)
+    found |= figure_ground.transport_findings(carried.assign(arrives=carried.gain), k)
     words = claims.planned("02") | claims.planned("04")
     assert set(found) == set(words) == {claim["id"] for claim in PLAN["claims"]}
     wanted = {"02.two-values-top": 0.01, "02.two-values-rest": 0.6, "02.needed-less-than-others": 0.49}
@@ -130,17 +130,17 @@ def test_the_two_values_of_a_picture_stand_at_its_subject_and_all_measures_are_t
     pipe, texts = mu.load("toy"), mu.prompts.read("toyworld", 4)
     run, call = mu.Run(tmp_path, {"model": "toy", "seed": 0}, pipe=pipe), dict(num_inference_steps=1)
     stats = disruption.channel_statistics(run, pipe, texts[:2], **call)
-    stats = figure.with_subspaces(run, pipe, texts[:2], stats, 4, 1, **call)
-    arms = figure.arms(4, [], 1).query("edit == 'two values' | edit == 'two values elsewhere' | k == 0")
+    stats = figure_ground.with_subspaces(run, pipe, texts[:2], stats, 4, 1, **call)
+    arms = figure_ground.arms(4, [], 1).query("edit == 'two values' | edit == 'two values elsewhere' | k == 0")
     own = dict(world=toyworld, subject=dict(model="toy")) | call
     data = disruption.run(run, pipe, texts[3:], arms.reset_index(drop=True), stats, others=texts[:2], **own)
     untouched = data[data.which == "untouched"].iloc[0]
     assert len(data) == len(arms) and untouched["ground error"] == 0 and untouched["place IoU"] == 1
     assert (data[data.which != "untouched"]["ground error"] > 0).all()
-    sets = figure.sets(stats, 4, [], 1)
+    sets = figure_ground.sets(stats, 4, [], 1)
     pair = dict(source="a red star on a blue plain ground", target="a cyan ring on a white striped ground")
     pairs = pd.DataFrame([pair | dict(asked=pair["source"])])
-    rows = figure.run_transport(run, pipe, pairs, sets, 4, **own).set_index(["which", "part"])
+    rows = figure_ground.run_transport(run, pipe, pairs, sets, 4, **own).set_index(["which", "part"])
     assert len(rows) == 7 + 4 * 2 + 2 and rows.loc["source", ""].gain >= rows.loc["target", ""].gain
 
 

@@ -512,21 +512,19 @@ def test_a_dataset_with_nothing_in_it_is_refused(tmp_path):
         run.add(batch, xr.Dataset({"a": (("image", "layer"), np.zeros((4, 0)))}))
 
 
-def test_a_lock_file_of_another_user_names_the_owner(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), r"belongs to \w+; let both users set umask 002"),
+        (OSError(errno.ENOLCK, "No locks available"), r"gives no file locks .*; mount it with flock, or name another"),
+    ],
+)
+def test_a_lock_that_is_refused_names_the_owner_or_the_file_system(tmp_path, monkeypatch, error, remedy):
     def refuse(self, **how):
-        raise PermissionError(errno.EACCES, "Permission denied")
+        raise error
 
     monkeypatch.setattr(files.FileLock, "acquire", refuse)
-    with pytest.raises(PermissionError, match=r"belongs to \w+; let both users set umask 002"):
-        mu.Run(tmp_path, {})
-
-
-def test_a_file_system_without_locks_is_an_error_with_the_remedy(tmp_path, monkeypatch):
-    def refuse(self, **how):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(files.FileLock, "acquire", refuse)
-    with pytest.raises(OSError, match=r"gives no file locks .*; mount it with flock, or name another out_dir"):
+    with pytest.raises(type(error), match=remedy):
         mu.Run(tmp_path, {})
 
 

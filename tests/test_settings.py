@@ -121,5 +121,5 @@ def test_a_measure_of_an_arm_has_a_row_for_each_draw():
     table = pd.DataFrame([*rows, *(dict(name="top", pair=p, gain=p) for p in range(3))])
     assert transport.of(table, "top", "gain").tolist() == [0, 1, 2]
     assert transport.of(table, "outside", "gain")[2, :, 0].tolist() == [2, 3, 4]
-    with pytest.raises(KeyError, match="no arm 'latents'"):
+    with pytest.raises(KeyError, match=r"no arm .*'latents'"):
         transport.of(table, "latents", "gain")

@@ -13,6 +13,7 @@ import xarray as xr
 from PIL import Image
 
 from ..measures import evaluators
+from ..measures.evidence import arm_scores
 from ..measures.images import compare, error_outside
 from ..measures.masks import coverage, iou
 from ..models.load import generate
@@ -183,7 +184,7 @@ def generate_arms(pipe, rows: pd.DataFrame, stats: xr.Dataset, seed: int = 0, ma
 def channel_set(arm, stats: xr.Dataset, seed: int = 0):
     """The ids of an arm in every layer, a dose of every channel or a basis; None for an arm without channels.
 
-    Subspaces are those of `figure.with_subspaces`.
+    Subspaces are those of `figure_ground.with_subspaces`.
     """
     if arm.which == "equal pattern energy":
         pattern, top = (stats.mean_sq - stats.level_sq).mean("step"), select_channels(scores(stats), arm.k)
@@ -203,12 +204,8 @@ def of(table, which, edit="zero", measure="semantics lost", *, k, layer="all", p
     """A measure of an arm in the table of `run`: (prompt), a mean over seeds, or (draw, prompt, 1) of a set that was
     drawn many times. Raises KeyError for an arm that is not in the table.
     """
-    asked = dict(which=which, edit=edit, layer=layer, phase=phase)
-    arm = table[(table[[*asked]] == [*asked.values()]).all(axis=1) & table.k.isin([k, 0])]
-    if arm.empty:
-        raise KeyError(f"no arm {asked | dict(k=k)}; the table has k = {sorted(table.k.unique().tolist())}")
-    scores = arm.pivot_table(index="draw", columns="image", values=measure).values
-    return scores[:, :, None] if len(scores) > 1 else scores[0]
+    k = 0 if which in ("untouched", "other noise") else k
+    return arm_scores(table, measure, "image", k=k, which=which, edit=edit, layer=layer, phase=phase)
 
 
 def pictures(results, arms: dict, k: int) -> dict:

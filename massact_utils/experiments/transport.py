@@ -16,7 +16,7 @@ import xarray as xr
 from PIL import Image
 from scipy.ndimage import gaussian_filter, shift
 
-from ..measures.evidence import DRAWS
+from ..measures.evidence import DRAWS, arm_scores
 from ..measures.images import picture, thumbnail
 from ..measures.masks import token_masks
 from ..measures.transfer import blended, measure, moved
@@ -132,11 +132,8 @@ def of(table: pd.DataFrame, arm: str, measure: str) -> np.ndarray:
 
     Raises KeyError for an arm that is not in the table.
     """
-    rows = table[table.name.str.replace(r"^outside \d+", "outside", regex=True) == arm]
-    if rows.empty:
-        raise KeyError(f"no arm {arm!r}; there are {', '.join(table.name.unique())}")
-    scores = rows.pivot_table(index="name", columns="pair", values=measure).values
-    return scores[:, :, None] if len(scores) > 1 else scores[0]
+    arms = table.name.str.replace(r"^outside \d+", "outside", regex=True)
+    return arm_scores(table.assign(arm=arms), measure, "pair", draw="name", arm=arm)
 
 
 def pictures(table: pd.DataFrame, arms: dict, n: int = 4) -> dict:

@@ -8,6 +8,7 @@ import math
 from bisect import bisect_left
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from scipy.stats import binomtest
 from scipy.stats import t as student
@@ -43,6 +44,21 @@ def paired_interval(a, b=None) -> tuple[float, float, float]:
     if differences.shape[1] >= PROMPTS and any(components := _components(differences)):
         error = _error(*components, *differences.shape)
     return mean, mean - error, mean + error
+
+
+def arm_scores(table: pd.DataFrame, measure: str, sample: str, draw: str = "draw", **arm) -> np.ndarray:
+    """A measure of an arm in a table of a row an image, as `paired_interval` takes it: (prompt), a mean over its rows,
+    or (draw, prompt, 1) of a set that was drawn many times.
+
+    `arm` names columns and their values, `sample` and `draw` the columns of prompts and draws. Raises KeyError for an
+    arm that is not in the table.
+    """
+    rows = table[(table[[*arm]] == [*arm.values()]).all(axis=1)]
+    if rows.empty:
+        known = "; ".join(f"{name} = {sorted(table[name].unique().tolist())}" for name in arm)
+        raise KeyError(f"no arm {arm}; the table has {known}")
+    scores = rows.pivot_table(index=draw, columns=sample, values=measure).values
+    return scores[:, :, None] if len(scores) > 1 else scores[0]
 
 
 def sign_interval(a, b) -> tuple[float, float, float, int]:

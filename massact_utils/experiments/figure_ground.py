@@ -3,7 +3,7 @@
 stats = with_subspaces(results, pipe, choosing, stats, k, draws)           # to disruption.channel_statistics
 data = disruption.run(results, pipe, prompts, arms(k, ks, draws), stats, others=choosing, world=world, subject=subject)
 rows = run_transport(results, pipe, pairs, sets(stats, k, ks, draws), k, world=world, subject=subject)
-found = findings(data, k) | transport_findings(rows)                       # id -> mean, low, high, n
+found = findings(data, k) | transport_findings(rows, k)                    # id -> mean, low, high, n
 """
 
 from itertools import product
@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from ..measures import evaluators
-from ..measures.evidence import paired_interval
+from ..measures.evidence import arm_scores, paired_interval
 from ..measures.masks import iou
 from ..measures.transfer import by_attributes
 from ..models.load import generate
@@ -107,7 +107,7 @@ def findings(data: pd.DataFrame, k: int) -> dict:
     """What a run of `arms` says of the plan's claims in notebook 02: id -> (mean, low, high, prompts)."""
 
     def of(which, edit, measure="semantics lost", n=k):
-        return _scores(data, measure, "image", which=which, edit=edit, k=n)
+        return arm_scores(data, measure, "image", which=which, edit=edit, k=n)
 
     least = min((of(which, "flat", "ground error") for which in MATCHED), key=np.mean)
     found = {f"two-values-{which.replace(' ', '-')}": [of(which, "two values")] for which in ("top", *MATCHED)}
@@ -118,14 +118,14 @@ def findings(data: pd.DataFrame, k: int) -> dict:
         "outside-hardly-missed": [of("outside", "zero")],
         "papers-share": [of("top", "zero", n=1)],
     }
-    return {f"02.{name}": (*paired_interval(*both), both[-1].shape[-2]) for name, both in found.items()}
+    return {f"02.{name}": (*paired_interval(*both), data.image.nunique()) for name, both in found.items()}
 
 
 def transport_findings(data: pd.DataFrame, k: int) -> dict:
     """What `run_transport` says of the plan's claims in notebook 04: id -> (mean, low, high, pairs)."""
 
     def of(which, part, measure):
-        return _scores(data, measure, "pair", which=which, part=part, k=k)
+        return arm_scores(data, measure, "pair", which=which, part=part, k=k)
 
     data = data.assign(selective=data.gain - data.along)
     best = max((of(which, "pattern", "selective") for which in MATCHED), key=np.mean)
@@ -134,11 +134,4 @@ def transport_findings(data: pd.DataFrame, k: int) -> dict:
         "more-arrives-than-rest": [of(which, "both", "arrives") for which in ("top", "rest")],
         "level-is-theirs": [of(which, "level", "along") for which in ("top", "rest")],
     }
-    return {f"04.{name}": (*paired_interval(*both), both[-1].shape[-2]) for name, both in found.items()}
-
-
-def _scores(data, measure: str, sample: str, **arm) -> np.ndarray:
-    """A measure of an arm, (prompt, seed), or (draw, prompt, 1) of a set drawn many times; seeds are averaged there."""
-    rows = data[(data[[*arm]] == [*arm.values()]).all(axis=1)]
-    table = rows.pivot_table(index="draw", columns=sample, values=measure)
-    return table.values[:, :, None] if len(table) > 1 else table.values.T
+    return {f"04.{name}": (*paired_interval(*both), data.pair.nunique()) for name, both in found.items()}
