@@ -264,7 +264,8 @@ def said(row) -> str:
         each = [f"{2**x:.0f}" for x in ends]
         return f"In {name} the largest channel was {each[0]} times the median ({each[1]} to {each[2]} {over})."
     each = [f"{x:z.2f}" for x in ends]
-    return f"{name}: {LABELS[row.measure]} {each[0]} ({each[1]} to {each[2]} {over})."
+    what = LEVELS.get(row.measure, f"{LABELS[row.measure][0].upper()}{LABELS[row.measure][1:]} was")
+    return f"{what} {each[0]} in {name} ({each[1]} to {each[2]} {over})."
 
 
 def box(rows: pd.DataFrame, which: list[tuple[str, str]]) -> str:
